@@ -33,7 +33,7 @@ async def test_key_that_could_not_be_sent_is_dropped(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         house.relay.online = {MACHINE}
         # The machine disconnects while the key is stored.
-        house.relay.takes = False
+        house.relay.outcome = "device_offline"
         for _ in range(NEXT_KEYS_AT_MOST + 1):
             answer = await house.ask("POST", ROTATE)
             assert answer.status == 409
@@ -41,6 +41,16 @@ async def test_key_that_could_not_be_sent_is_dropped(tmp_path: Path) -> None:
         device = await house.store.find_device(MACHINE)
         assert device is not None
         assert device.next_key_hashes == ()
+
+
+async def test_key_that_may_have_arrived_stays_valid(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        house.relay.online = {MACHINE}
+        house.relay.outcome = "unknown"
+        assert (await house.ask("POST", ROTATE)).status == 202
+        device = await house.store.find_device(MACHINE)
+        assert device is not None
+        assert len(device.next_key_hashes) == 1
 
 
 async def test_offline_machine_gets_no_key(tmp_path: Path) -> None:

@@ -292,6 +292,17 @@ async def test_device_that_came_here_from_elsewhere_and_went_is_offline(autojump
         assert await types(client, within_s=5) == ["device_offline"]
 
 
+async def test_state_is_saved_with_the_time_of_the_claim(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", broker=broker) as [a]:
+        await a.online_device()
+        await trio.sleep(0.1)
+        known, owner = a.relay.state_to_save(DEVICE_ID), broker.locate(DEVICE_ID).owner
+        assert known is not None
+        assert owner is not None
+        assert known.since_us == owner.at_us
+
+
 async def test_answer_that_a_change_has_overtaken_does_not_count(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", "c", broker=broker) as (a, b, c):

@@ -72,6 +72,23 @@ class FakeRelay(Relay):
         return self.limit
 
 
+class FakeOthers:
+    """The other instances of a cluster."""
+
+    def __init__(self, *, contested: bool = False) -> None:
+        self.contested = contested
+        self.asked: list[str] = []
+
+    async def is_contested(self, device_id: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(f"contested {device_id}")
+        return self.contested
+
+    async def find(self, device_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(f"find {device_id}")
+
+
 class FakeStore(Store):
     """One device of ada and other users, in a store that can fail or answer too late."""
 
@@ -207,6 +224,7 @@ def admission(
     store: Store | None = None,
     proxy_trust: ProxyTrust | None = None,
     revision: Callable[[], int] = lambda: 0,
+    others: FakeOthers | None = None,
     **relay: Any,
 ) -> Admission:
     return Admission(
@@ -216,6 +234,7 @@ def admission(
         proxy_trust=proxy_trust or ProxyTrust(),
         allowed_origins=[APP_ORIGIN],
         revision=revision,
+        others=others,
     )
 
 
@@ -335,6 +354,27 @@ async def test_malformed_device_requests_cause_no_lookup() -> None:
     for target in ("/ws/device", f"/ws/device?id={DEVICE_ID}", f"/ws/device?id=x&key={KEY}"):
         await see_refusal(admission(store=store), request(target), 400)
     assert store.asked == []
+
+
+async def test_an_id_that_two_machines_use_on_different_instances_is_409() -> None:
+    store, others = FakeStore(next_keys=[NEXT_KEY]), FakeOthers(contested=True)
+    for key in (KEY, NEXT_KEY):
+        await see_refusal(admission(store=store, others=others), device_request(key=key), 409)
+    assert store.used == []
+    assert others.asked == [f"contested {DEVICE_ID}"] * 2
+    await see_refusal(admission(others=others), device_request(key="x" * 43), 401)
+    assert len(others.asked) == 2, "a stranger learns nothing"
+    entry = await admission(others=FakeOthers()).check(device_request())
+    assert isinstance(entry, DeviceEntry)
+
+
+async def test_device_of_a_client_is_looked_for_on_other_instances() -> None:
+    others = FakeOthers()
+    entry = await admission(others=others).check(client_request())
+    assert isinstance(entry, ClientEntry)
+    assert others.asked == [f"find {DEVICE_ID}"]
+    await see_refusal(admission(others=others), client_request(user_id="stranger"), 403)
+    assert len(others.asked) == 1, "only for clients with access"
 
 
 async def test_a_contested_id_is_409_even_with_the_right_key() -> None:

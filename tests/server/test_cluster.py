@@ -1,17 +1,20 @@
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
+from brewos_relay.errors import SettingsError
 from brewos_relay.instances import Description, Rates
 from brewos_relay.server import cluster
 from brewos_relay.server.cluster import Comparison, describe_settings, fingerprint
 from brewos_relay.settings import Settings
 from support.http_client import ask
-from support.process import SECRET, serve_instances
+from support.process import SECRET, serve_here, serve_instances
 from support.redis_server import RedisServer
 
 
@@ -61,6 +64,34 @@ async def test_each_problem_is_logged_once_until_it_has_gone(
         with trio.move_on_after(40):
             await comparison.run()
         assert len(problems_in(caplog)) == count
+
+
+@pytest.mark.parametrize(("sqlite", "boot", "refused"), [(False, "other", True), (True, None, False)])
+async def test_a_registry_in_a_file_is_not_shared_by_two_hosts(
+    tmp_path: Path, redis: RedisServer, sqlite: bool, boot: str | None, refused: bool
+) -> None:
+    other = Description(host="far", boot=boot or cluster._boot_id(), sqlite=sqlite)
+    broker = cluster.open_broker(redis.url)
+    async with broker.connect("far", lambda _message: None) as connection:
+        await connection.renew(msgspec.json.encode(other))
+        if not refused:
+            async with serve_here(tmp_path, settings={"bus": redis.url}):
+                return
+        with pytest.raises(ExceptionGroup) as raised:
+            async with serve_here(tmp_path, settings={"bus": redis.url}):
+                pytest.fail("it started")
+        [problem] = leaves(raised.value)
+        assert isinstance(problem, SettingsError)
+        assert "shared with the instance far on another host" in str(problem)
+        assert "BREWOS_RELAY_DATABASE_URL" in str(problem)
+
+
+def leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    """Return the errors in a group, also in groups of it."""
+    found: list[BaseException] = []
+    for each in group.exceptions:
+        found += leaves(each) if isinstance(each, BaseExceptionGroup) else [each]
+    return found
 
 
 async def test_rates_are_over_some_seconds(autojump_clock: MockClock) -> None:

@@ -54,7 +54,8 @@ class PlainRelay:
     sent: list[tuple[str, Message]] = field(default_factory=list)
     grants: dict[str, list[Grant]] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
-    takes: bool = True
+    outcome: RemoteOutcome = "delivered"
+    """What becomes of each message for a device."""
     client_count: int = 0
     closing: bool = False
 
@@ -74,10 +75,9 @@ class PlainRelay:
         return self.states.get(device_id)
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
-        if not self.takes:
-            return "device_offline"
-        self.sent.append((device_id, message))
-        return "delivered"
+        if self.outcome == "delivered":
+            self.sent.append((device_id, message))
+        return self.outcome
 
 
 @dataclass(frozen=True)
