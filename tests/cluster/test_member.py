@@ -6,7 +6,7 @@ from trio.testing import MockClock
 
 from brewos_relay.cluster.broker import RENEW_EVERY_S, BrokerError
 from brewos_relay.instances import Description
-from support.instances import DEVICE_ID, contents, open_instance, open_instances, types
+from support.instances import DEVICE_ID, connect, contents, open_instance, open_instances, types
 from support.memory_broker import MemoryBroker
 
 COMMAND = {"type": "command", "cmd": "tare", "requestId": 7}
@@ -40,10 +40,7 @@ async def test_a_client_that_waits_is_told_when_the_device_comes_and_goes(
 
 async def test_a_command_crosses_once_and_its_sender_is_told(autojump_clock: MockClock) -> None:
     async with open_instances("a", "b") as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         await types(device)
         await client.send(COMMAND)
         assert [each["cmd"] for each in await contents(device)] == ["tare"]
@@ -103,10 +100,7 @@ async def test_everything_goes_on_after_the_broker_lost_its_data(
 ) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         broker.flush()
         broker.cut("a")
         broker.cut("b")
@@ -118,10 +112,7 @@ async def test_everything_goes_on_after_the_broker_lost_its_data(
 
 async def test_nothing_crosses_without_clients(autojump_clock: MockClock) -> None:
     async with open_instances("a", "b") as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         client.close()
         await trio.sleep(7)  # another client may have been about to come
         assert a.table.records[DEVICE_ID].clients is None
@@ -158,10 +149,7 @@ async def test_failing_task_ends_the_connection_and_the_instance_joins_again(
 ) -> None:
     broker = Flaky()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         broker.error = error
         await trio.sleep(RENEW_EVERY_S + 1)
         assert a.member.connection is None
@@ -251,10 +239,7 @@ async def test_resigning_does_not_wait_for_a_broker_that_does_not_answer(autojum
 async def test_outcome_is_unknown_in_time_while_the_broker_does_not_answer(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         await types(device)
         broker.stop("b")
         await client.send(COMMAND)
@@ -267,10 +252,7 @@ async def test_outcome_is_unknown_in_time_while_the_broker_does_not_answer(autoj
 async def test_outcome_that_comes_over_the_next_connection_counts(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         broker.stop("a")
         await client.send(COMMAND)
         await trio.sleep(0.1)
@@ -285,10 +267,7 @@ async def test_outcome_that_comes_over_the_next_connection_counts(autojump_clock
 async def test_command_is_refused_at_once_without_the_broker(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         broker.unreachable.add("b")
         broker.cut("b")
         await trio.sleep(0.1)

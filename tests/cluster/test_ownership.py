@@ -19,7 +19,7 @@ from brewos_relay.cluster.broker import (
 )
 from brewos_relay.core.peer import memory_peer
 from brewos_relay.errors import RelayClosing
-from support.instances import DEVICE_ID, Instance, contents, open_instances, types
+from support.instances import DEVICE_ID, Instance, connect, contents, open_instances, types
 from support.memory_broker import MemoryBroker
 from support.peers import ScriptedPeer
 
@@ -161,10 +161,7 @@ async def test_clients_find_a_device_again_after_the_lease_of_its_instance_had_e
 ) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         broker.stop("a")
         broker.resign("a")
         broker.cut("b")  # it looks again while the lease has ended
@@ -176,10 +173,7 @@ async def test_clients_find_a_device_again_after_the_lease_of_its_instance_had_e
 async def test_clients_are_told_of_devices_of_an_instance_that_hangs(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         broker.stop("a")
         assert await types(client, within_s=RENEW_EVERY_S) == []
         assert await types(client, within_s=20) == ["device_offline"]
@@ -195,10 +189,7 @@ async def test_clients_do_not_notice_that_the_broker_loses_its_data(
     broker = MemoryBroker()
     async with open_instances(*names, broker=broker) as opened:
         a, b = sorted(opened, key=lambda each: each.name)
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         broker.flush()
         for seq in range(2, 12):
             await device.send({"type": "status_delta", "seq": seq, "machine": {"mode": "on"}})
@@ -214,10 +205,7 @@ async def test_clients_are_not_told_that_a_device_went_because_its_instance_is_b
 ) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         broker.unreachable.add("a")
         for name in "ab":
             broker.cut(name)
@@ -232,10 +220,7 @@ async def test_clients_are_not_told_that_a_device_went_because_its_instance_is_b
 async def test_device_whose_instance_does_not_come_back_is_offline_soon(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         broker.unreachable.add("a")
         for name in "ab":
             broker.cut(name)
@@ -281,10 +266,7 @@ async def test_connection_that_waits_ends_if_the_one_elsewhere_is_newer(autojump
 
 async def test_device_that_came_here_from_elsewhere_and_went_is_offline(autojump_clock: MockClock) -> None:
     async with open_instances("a", "b") as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         here = await b.online_device()
         await trio.sleep(0.1)
         await types(client)
@@ -325,10 +307,7 @@ async def test_answer_that_a_change_has_overtaken_does_not_count(autojump_clock:
 async def test_instance_that_asked_meanwhile_is_not_dropped(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         broker.unreachable.add("b")
         broker.cut("b")
         broker.delay_replies("a")
@@ -345,10 +324,7 @@ async def test_instance_that_asked_meanwhile_is_not_dropped(autojump_clock: Mock
 async def test_messages_wait_for_the_state_after_a_reconnect(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         broker.unreachable.add("b")
         broker.cut("b")
         await device.send({"type": "note", "n": 1})  # is lost
@@ -405,10 +381,7 @@ async def test_state_that_does_not_come_is_asked_for_again(autojump_clock: MockC
 async def test_request_for_a_state_that_was_lost_is_repeated(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        first = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        first, client = await connect(a, b)
         broker.full |= {"a", "b"}
         first.close()
         second = await a.online_device()
@@ -624,10 +597,7 @@ class OvertakenConnection:
 
 async def test_search_that_a_change_has_overtaken_does_not_count(autojump_clock: MockClock) -> None:
     async with open_instances("a", "b") as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        await connect(a, b)
         remote = b.table.records[DEVICE_ID].remote
         assert remote is not None
         remote.deny()
@@ -641,10 +611,7 @@ async def test_devices_elsewhere_are_offline_when_the_broker_was_away_for_too_lo
 ) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):
-        await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        _, client = await connect(a, b)
         broker.unreachable.add("b")
         broker.cut("b")
         assert "device_offline" not in await types(client, within_s=19)
@@ -774,10 +741,7 @@ async def test_nothing_is_kept_of_devices_that_went_without_the_broker(autojump_
 
 async def test_nothing_of_a_followed_device_is_left_when_it_has_ended(autojump_clock: MockClock) -> None:
     async with open_instances("a", "b") as (a, b):
-        device = await a.online_device()
-        await trio.sleep(0.1)
-        client = await b.client()
-        await types(client)
+        device, client = await connect(a, b)
         left: list[weakref.ReferenceType[Any]] = [
             weakref.ref(b.table.records[DEVICE_ID].remote or a),
             weakref.ref(a.table.records[DEVICE_ID].clients or a),

@@ -96,6 +96,15 @@ async def open_instance(
         yield Instance(name, relay, table, member, ClusterView(relay, table, member), activity, reads)
 
 
+async def connect(owner: Instance, other: Instance) -> tuple[MemoryEnd, MemoryEnd]:
+    """Connect a device to one instance, and a client that has read its first messages to another."""
+    device = await owner.online_device()
+    await trio.sleep(0.1)
+    client = await other.client()
+    await types(client)
+    return device, client
+
+
 async def contents(end: MemoryEnd, *, within_s: float = 0.5) -> list[dict[str, Any]]:
     """Return the messages that arrive within a time, without keepalives."""
     found: list[dict[str, Any]] = []
