@@ -176,8 +176,9 @@ class Bus:
             comparison = Comparison(view, self.instance)
             with trio.move_on_after(_JOIN_S):
                 await member.joined.wait()
-                refuse_mixed_hosts(self._settings, await view.instances(), self.instance)
-                await comparison.compare()
+                found = await view.instances()
+                refuse_mixed_hosts(self._settings, found, self.instance)
+                comparison.take(found)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keep_running, "comparing the instances", comparison.run)
                 budgets = shared_budgets.SharedBudgets(
@@ -252,11 +253,10 @@ class Comparison:
         """Compare until cancelled."""
         while True:
             await trio.sleep(_COMPARE_EVERY_S)
-            await self.compare()
+            self.take(await self._view.instances())
 
-    async def compare(self) -> None:
-        """Compare once. A problem that has gone and comes back is logged again."""
-        descriptions = await self._view.instances()
+    def take(self, descriptions: Mapping[str, Description]) -> None:
+        """Compare descriptions. A problem that has gone and comes back is logged again."""
         self.others = descriptions.keys() - {self._instance}
         problems = find_problems(descriptions)
         for problem in problems:
