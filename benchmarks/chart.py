@@ -12,9 +12,12 @@ from workloads import GROWTHS, SERVERS, WORKLOADS
 COLOURS = {
     "floor": "#8c8c8c",
     "relay": "#d55e00",
+    "compiled": "#882255",
     "node": "#009e73",
+    "go": "#e69f00",
     "picows": "#0072b2",
     "websockets": "#cc79a7",
+    "websockets-trio": "#56b4e9",
 }
 """Colours that people who see few of them can tell apart."""
 GRID, INK = "#e3e3e3", "#222222"

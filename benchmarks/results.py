@@ -107,6 +107,20 @@ def judge(results: Results, workload: Workload) -> bool | None:
     return None if value is None or workload.limit is None else value <= workload.limit
 
 
+def judge_target(results: Results, workload: Workload, other: str) -> bool | None:
+    """Whether the compiled relay kept one of its targets; None if a measurement is missing."""
+    value = target_value(results, workload, other)
+    return None if value is None else value <= workload.targets[other]
+
+
+def target_value(results: Results, workload: Workload, other: str) -> float | None:
+    """Return the compiled relay's figure divided by that of `other`; by its own name, the figure itself."""
+    key = workload.target_figure.key
+    if other == "compiled":
+        return results.figure(workload.name, key, other)
+    return results.ratio(workload.name, key, "compiled", other)
+
+
 def judge_growth(results: Results, growth: Growth) -> bool | None:
     """Say whether the relay's cost grows no faster than it may; None when that was not measured."""
     value = results.per_doubling(growth, "relay")
@@ -117,4 +131,7 @@ def count_missed(results: Results) -> int:
     """Count the limits that were missed."""
     verdicts = [judge(results, workload) for workload in WORKLOADS]
     verdicts += [judge_growth(results, growth) for growth in GROWTHS]
+    verdicts += [
+        judge_target(results, workload, other) for workload in WORKLOADS for other in workload.targets
+    ]
     return verdicts.count(False)

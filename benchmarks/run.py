@@ -31,12 +31,13 @@ from servers import (
     Server,
     build_programs,
     prepare_floor,
+    prepare_go,
     prepare_node,
     prepare_python_relay,
     prepare_relay,
     running,
 )
-from table import growth_sentences, table
+from table import growth_sentences, table, targets_table
 from workloads import GROUPS, SERVERS, WORKLOADS, Workload, choose
 
 import cluster
@@ -151,9 +152,12 @@ def prepare_servers(
     prepare: dict[str, Callable[[], Server]] = {
         "floor": lambda: prepare_floor(fleet),
         "relay": lambda: prepare_relay(fleet, command=relay_command),
+        "compiled": lambda: prepare_relay(fleet, command=relay_command, name="compiled"),
         "node": lambda: prepare_node(fleet),
+        "go": lambda: prepare_go(fleet),
         "picows": lambda: prepare_python_relay(fleet, "picows"),
         "websockets": lambda: prepare_python_relay(fleet, "websockets"),
+        "websockets-trio": lambda: prepare_python_relay(fleet, "websockets-trio"),
     }
     servers, warnings = {}, []
     for name in SERVERS:
@@ -231,6 +235,8 @@ def show(
     """Print the tables, draw the chart, and put the tables beside it; return how many limits were missed."""
     results = Results(reports)
     parts = [table(results), "", *growth_sentences(results), ""] if reports else []
+    targets = targets_table(results)
+    parts += [targets, ""] if targets else []
     parts += [cluster_table(of_cluster), ""] if of_cluster else []
     text = "\n".join([*parts, caption, ""])
     print(text, flush=True)

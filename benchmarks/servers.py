@@ -34,6 +34,7 @@ SETTLE_S = 0.3
 """Pause after a start, so that start-up work is not measured."""
 STOP_TIMEOUT_S = 5.0
 TOKEN_TTL_S = 86_400
+DEBIANS_GO_LIBRARIES = "/usr/share/gocode"
 RATES_OFF = {f"BREWOS_RELAY_{name}_RATE": "0" for name in ("CLIENT", "DEVICE", "ADMIT")}
 """Settings of brewos-relay without rate limits: the benchmark measures its capacity."""
 
@@ -168,26 +169,54 @@ def prepare_node(fleet: Fleet) -> Server:
     return fleet.server("node", command, fleet.sign_token(), tls_arguments=(str(fleet.pem),))
 
 
+def prepare_go(fleet: Fleet) -> Server:
+    """Compile the Go relay; raise MissingError where Go or the sources of gorilla/websocket are missing."""
+    go = shutil.which("go")
+    if not go:
+        raise MissingError("go was not found: install Go 1.18 or newer (Debian: golang-go)")
+    program = BUILD / "go-relay"
+    environ = {
+        **os.environ,
+        "GO111MODULE": "off",
+        "GOPATH": os.pathsep.join(filter(None, (os.environ.get("GOPATH"), DEBIANS_GO_LIBRARIES))),
+        "GOCACHE": str(BUILD / "go-cache"),
+        "CGO_ENABLED": "0",
+    }
+    try:
+        run_quietly([go, "build", "-o", str(program), str(HERE / "go-relay" / "relay.go")], env=environ)
+    except BenchError as error:
+        raise MissingError(
+            f"install gorilla/websocket (Debian: golang-github-gorilla-websocket-dev): {error}"
+        ) from error
+    command = [str(program), "{port}", str(fleet.csv)]
+    return fleet.server("go", command, fleet.sign_token(), tls_arguments=(str(fleet.pem),))
+
+
 def prepare_python_relay(fleet: Fleet, name: str) -> Server:
     """Look whether this Python has what a relay of python-relays/ is made of; raise MissingError if not."""
-    script = HERE / "python-relays" / f"on_{name}.py"
+    script = HERE / "python-relays" / f"on_{name.replace('-', '_')}.py"
     try:
         run_quietly([sys.executable, str(script), "--help"], env=fleet.environ())
     except BenchError as error:
-        raise MissingError(f"it needs `pip install {name} uvloop`: {str(error)[-300:]}") from error
+        raise MissingError(f"it needs `pip install --group bench`: {str(error)[-300:]}") from error
     command = [sys.executable, str(script), "{port}", str(fleet.csv)]
     return fleet.server(name, command, fleet.sign_token(), tls_arguments=("--pem", str(fleet.pem)))
 
 
-def prepare_relay(fleet: Fleet, *, command: str | None) -> Server:
-    """Register the fleet with brewos-relay; raise MissingError where it is not installed."""
+def prepare_relay(fleet: Fleet, *, command: str | None, name: str = "relay") -> Server:
+    """Register the fleet with brewos-relay, as "relay" interpreted or as "compiled".
+
+    Raise MissingError where it is not installed, or not compiled.
+    """
     relay = shlex.split(command) if command else [sys.executable, "-m", "brewos_relay"]
-    environ, cwd = fleet.environ(), fleet.folder
-    data_dir = fleet.folder / "data"
+    environ = fleet.environ() | {"BREWOS_RELAY_COMPILED": "1" if name == "compiled" else "0"}
+    cwd, data_dir = fleet.folder, fleet.folder / f"data-{name}"
     try:
-        run_quietly([*relay, "--version"], env=environ, cwd=cwd)
+        version = run_quietly([*relay, "--version"], env=environ, cwd=cwd)
     except BenchError as error:
         raise MissingError(f"brewos-relay does not run here (python3 -m pip install .): {error}") from error
+    if name == "compiled" and "(compiled)" not in version:
+        raise MissingError(f"{relay[0]} has no compiled build: nox -s bench installs it")
     run_quietly(
         [*relay, "device", "import", str(fleet.csv)], env=environ | {"DATA_DIR": str(data_dir)}, cwd=cwd
     )
@@ -198,8 +227,8 @@ def prepare_relay(fleet: Fleet, *, command: str | None) -> Server:
     ).strip()
     serve = ["serve", "--host", "127.0.0.1", "--port", "{port}", "--data-dir", str(data_dir)]
     tls_arguments = ("--tls-cert", str(fleet.pem), "--tls-key", str(fleet.pem))
-    server = fleet.server("relay", [*relay, *serve], token, tls_arguments=tls_arguments)
-    return replace(server, environ={**server.environ, **RATES_OFF})
+    server = fleet.server(name, [*relay, *serve], token, tls_arguments=tls_arguments)
+    return replace(server, environ={**environ, **RATES_OFF})
 
 
 def _free_port() -> int:

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 
-from results import Results, is_noisy, judge, judge_growth
+from results import Results, is_noisy, judge, judge_growth, judge_target, target_value
 from workloads import GROWTHS, SERVERS, WORKLOADS, Figure, Growth, Workload
 
 NOTHING = "-"
-OTHERS = tuple(server for server in SERVERS if server != "relay")
+OTHERS = ("floor", "node", "picows")
+"""The servers that the relay is divided by."""
+LIBRARIES = frozenset({"picows", "websockets", "websockets-trio"})
 HEADER = (
     "Workload",
     "Figure",
     "Limit",
-    *(server.capitalize() if server in {"floor", "relay", "node"} else server for server in SERVERS),
+    *(server if server in LIBRARIES else server.capitalize() for server in SERVERS),
     *(f"Relay ÷ {server}" for server in OTHERS),
     "Verdict",
 )
@@ -85,6 +87,46 @@ def table(results: Results) -> str:
     """Return the table: medians of the rounds, and medians of the ratios within each round."""
     rows = [HEADER, ("---",) * len(HEADER), *_rows(results)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def targets_table(results: Results) -> str:
+    """Return the table of the compiled relay's targets; empty if it was not measured."""
+    rows = []
+    for workload in WORKLOADS:
+        figure = workload.target_figure
+        if not workload.targets or results.figure(workload.name, figure.key, "compiled") is None:
+            continue
+        verdicts = {judge_target(results, workload, other) for other in workload.targets}
+        kept = False if False in verdicts else None if None in verdicts else True
+        rows.append(
+            (
+                f"`{workload.name}`",
+                figure.title,
+                *(
+                    number(results.figure(workload.name, figure.key, server), figure.unit)
+                    for server in ("relay", "compiled")
+                ),
+                *(_target(results, workload, other) for other in (*OTHERS, "compiled")),
+                _verdict(kept=kept, noisy=False),
+            )
+        )
+    header = (
+        *("Workload", "Figure", "Interpreted", "Compiled"),
+        *(f"Compiled ÷ {other} (target)" for other in OTHERS),
+        *("Target of its own", "Verdict"),
+    )
+    lines = [header, ("---",) * len(header), *rows] if rows else []
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _target(results: Results, workload: Workload, other: str) -> str:
+    """Write what was reached, and what should be."""
+    if other not in workload.targets:
+        return NOTHING
+    unit = workload.target_figure.unit if other == "compiled" else ""
+    reached = number(target_value(results, workload, other), unit)
+    mark = "**" if judge_target(results, workload, other) is False else ""
+    return f"{mark}{reached}{mark} (≤ {number(workload.targets[other], unit)})"
 
 
 def growth_sentences(results: Results) -> list[str]:

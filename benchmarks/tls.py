@@ -36,7 +36,7 @@ from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import accept_upgrade, parse_head
 from brewos_relay.wire.poller import open_poller
 
-LIMIT = 1.6
+LIMIT = 1.4
 """CPU time of a delivery over TLS, by that of a plain one."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024

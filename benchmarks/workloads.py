@@ -1,11 +1,11 @@
 """The workloads, the servers that run them, and the limits."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 FIRST_DEVICE = 0x100
-SERVERS = ("floor", "relay", "node", "picows", "websockets")
-WITH_TLS = ("relay", "node", "picows", "websockets")
+SERVERS = ("floor", "relay", "compiled", "node", "go", "picows", "websockets", "websockets-trio")
+WITH_TLS = SERVERS[1:]
 GROWING = ("floor", "relay", "picows")
 """Those whose growth is measured: each takes as many measurements as there are sizes."""
 FASTER = 10
@@ -34,10 +34,13 @@ CONNECTING = Figure("cpu_us_per_conn", "CPU per connection", "µs")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What `load` is told, which of its figures count, and how high the first one may be for the relay.
+    """What `load` is told, which of its figures count, and how high they may be for the relay.
 
-    `limit` is a multiple of the floor's figure where `limits_ratio` is true, and the figure itself elsewhere;
-    None is no limit. `is_quick` says whether a quick look takes it.
+    `limit` is for the first figure of the interpreted relay: a multiple of the floor's figure where
+    `limits_ratio` is true, and the figure itself elsewhere; None is no limit. `targets` are for the compiled
+    relay: how many times the figure of each of these servers it may take at most, and, by its own name, the
+    figure itself. They concern the figure with the key `target_key`, which is the first one if it is empty.
+    `is_quick` says whether a quick look takes it.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Workload:
     arguments: tuple[str, ...] = ()
     limit: float | None = None
     limits_ratio: bool = True
+    targets: Mapping[str, float] = field(default_factory=dict)
+    target_key: str = ""
     servers: tuple[str, ...] = SERVERS
     tls: bool = False
     is_quick: bool = False
@@ -56,6 +61,11 @@ class Workload:
     @property
     def connections(self) -> int:
         return self.devices * (self.apps + 1)
+
+    @property
+    def target_figure(self) -> Figure:
+        """The figure that the targets concern."""
+        return next((figure for figure in self.figures if figure.key == self.target_key), self.figures[0])
 
     @property
     def command(self) -> list[str]:
@@ -80,7 +90,15 @@ class Growth:
     sizes: Mapping[str, int]
 
 
-def _fanout(devices: int, apps: int, window: int, limit: float, *, is_quick: bool = False) -> Workload:
+def _fanout(
+    devices: int,
+    apps: int,
+    window: int,
+    limit: float,
+    *,
+    targets: Mapping[str, float] | None = None,
+    is_quick: bool = False,
+) -> Workload:
     return Workload(
         name=f"fanout-{devices}x{apps}-w{window}",
         group="delivery",
@@ -89,11 +107,19 @@ def _fanout(devices: int, apps: int, window: int, limit: float, *, is_quick: boo
         apps=apps,
         arguments=("--window", str(window)),
         limit=limit,
+        targets=targets or {},
         is_quick=is_quick,
     )
 
 
-def _latency(devices: int, apps: int, rate_hz: float, *, is_quick: bool = False) -> Workload:
+def _latency(
+    devices: int,
+    apps: int,
+    rate_hz: float,
+    *,
+    targets: Mapping[str, float] | None = None,
+    is_quick: bool = False,
+) -> Workload:
     deliveries_per_s = devices * apps * rate_hz
     return Workload(
         name=f"latency-{devices}x{apps}-{deliveries_per_s / 1000:g}k",
@@ -103,14 +129,16 @@ def _latency(devices: int, apps: int, rate_hz: float, *, is_quick: bool = False)
         apps=apps,
         figures=LATENCIES,
         arguments=("--rate", f"{rate_hz:g}", "--size", "600"),
+        targets=targets or {},
+        target_key="p99_us",
         is_quick=is_quick,
     )
 
 
 def _delivery() -> Iterator[Workload]:
-    yield _fanout(50, 1, 1, 2.0, is_quick=True)
-    yield _fanout(50, 1, 4, 1.6)
-    yield _fanout(1, 100, 1, 1.4, is_quick=True)
+    yield _fanout(50, 1, 1, 2.0, targets={"floor": 1.3, "picows": 1.15, "node": 0.65}, is_quick=True)
+    yield _fanout(50, 1, 4, 1.6, targets={"floor": 1.05, "picows": 0.85, "node": 0.4})
+    yield _fanout(1, 100, 1, 1.4, targets={"floor": 1.15, "picows": 1.05, "node": 0.65}, is_quick=True)
     yield _fanout(20, 10, 4, 1.6)
     yield Workload(
         name="command-50x1-w1",
@@ -120,6 +148,7 @@ def _delivery() -> Iterator[Workload]:
         apps=1,
         arguments=("--window", "1"),
         limit=2.4,
+        targets={"floor": 1.3, "picows": 1.2, "node": 0.65},
     )
     yield Workload(
         name="rate-2000x1",
@@ -129,12 +158,16 @@ def _delivery() -> Iterator[Workload]:
         apps=1,
         arguments=("--rate", "1", "--size", "130"),
         limit=3.8,
+        targets={"floor": 1.8, "picows": 1.5, "node": 0.85},
     )
 
 
 def _connections() -> Iterator[Workload]:
-    both = {"memory": ("idle", MEMORY, 7.0), "storm": ("storm", CONNECTING, 350.0)}
-    for group, (mode, figure, limit) in both.items():
+    both: dict[str, tuple[str, Figure, float, dict[str, float], dict[str, float]]] = {
+        "memory": ("idle", MEMORY, 7.0, {"compiled": 5.0}, {"compiled": 18.0}),
+        "storm": ("storm", CONNECTING, 350.0, {"picows": 1.0, "node": 0.9}, {"picows": 1.1, "node": 0.7}),
+    }
+    for group, (mode, figure, limit, targets, tls_targets) in both.items():
         yield Workload(
             name=f"{mode}-4000x1",
             group=group,
@@ -144,6 +177,7 @@ def _connections() -> Iterator[Workload]:
             figures=(figure,),
             limit=limit,
             limits_ratio=False,
+            targets=targets,
         )
         yield Workload(
             name=f"{mode}-tls-500x1",
@@ -154,6 +188,7 @@ def _connections() -> Iterator[Workload]:
             figures=(figure,),
             servers=WITH_TLS,
             tls=True,
+            targets=tls_targets,
             is_quick=True,
         )
 
@@ -185,7 +220,7 @@ def _growing() -> Iterator[Workload]:
 
 WORKLOADS = (
     *_delivery(),
-    _latency(200, 1, 5, is_quick=True),
+    _latency(200, 1, 5, targets={"floor": 2.0, "picows": 1.5}, is_quick=True),
     _latency(1000, 1, 5),
     _latency(10, 10, 50),
     _latency(1, 100, 20),

@@ -1,4 +1,4 @@
-"""The rules of both Python relays: which peers are admitted, and which keys of a message are read."""
+"""The rules of the Python relays: which peers are admitted, and which keys of a message are read."""
 
 import argparse
 import hashlib
@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import msgspec
+import trio
 import uvloop
 
 
@@ -81,6 +82,15 @@ Serve = Callable[[Rules, int, ssl.SSLContext | None], Coroutine[Any, Any, None]]
 
 def main(serve: Serve) -> None:
     """Read the command line and serve for ever, on uvloop."""
+    uvloop.run(serve(*_read_command_line()))
+
+
+def main_on_trio(serve: Serve) -> None:
+    """Read the command line and serve for ever, on Trio."""
+    trio.run(serve, *_read_command_line())
+
+
+def _read_command_line() -> tuple[Rules, int, ssl.SSLContext | None]:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("devices", type=Path, help="a CSV file with the lines `id,key`")
@@ -90,4 +100,4 @@ def main(serve: Serve) -> None:
     if chosen.pem is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(chosen.pem)
-    uvloop.run(serve(Rules(chosen.devices, os.environ["JWT_SECRET"]), chosen.port, context))
+    return Rules(chosen.devices, os.environ["JWT_SECRET"]), chosen.port, context

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from results import Results, count_missed, fit_exponent, is_noisy, judge, judge_growth
+from results import Results, count_missed, fit_exponent, is_noisy, judge, judge_growth, judge_target
 from workloads import GROWTHS, WORKLOADS, Growth, Workload
 
 RATIO = next(w for w in WORKLOADS if w.name == "fanout-50x1-w1")
@@ -103,6 +103,24 @@ def test_limits_are_of_a_ratio_or_of_the_figure(
     workload: Workload, figures: dict[str, list[float]], kept: bool | None
 ) -> None:
     assert judge(of(workload, **figures), workload) is kept
+
+
+@pytest.mark.parametrize(
+    ("workload", "figures", "other", "kept"),
+    [
+        (RATIO, {"floor": [1.0], "compiled": [1.3]}, "floor", True),
+        (RATIO, {"floor": [1.0], "compiled": [1.31], "relay": [1.0]}, "floor", False),
+        (RATIO, {"compiled": [1.3]}, "floor", None),
+        (ABSOLUTE, {"compiled": [5.0]}, "compiled", True),
+        (ABSOLUTE, {"compiled": [5.1], "floor": [4.0]}, "compiled", False),
+    ],
+)
+def test_targets_are_of_the_compiled_relay(
+    workload: Workload, figures: dict[str, list[float]], other: str, kept: bool | None
+) -> None:
+    found = of(workload, **figures)
+    assert judge_target(found, workload, other) is kept
+    assert count_missed(found) == (kept is False)
 
 
 def test_a_cost_may_grow_in_proportion_but_not_faster() -> None:

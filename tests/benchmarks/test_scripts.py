@@ -41,6 +41,7 @@ RUN_BY = {
     "benchmarks/tls_load.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "benchmarks/python-relays/on_picows.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "benchmarks/python-relays/on_websockets.py": "test_servers_of_the_comparison_start_and_serve_tls",
+    "benchmarks/python-relays/on_websockets_trio.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "tests/fuzz/floods.py": "test_flood_of_valid_requests_is_run_by_its_own_tests",
     "tests/support/chart.py": "test_helm_chart_is_rendered_by_its_own_tests",
     "tests/conformance/echo_server.py": "test_echo_server_announces_its_port",
@@ -90,7 +91,8 @@ def test_servers_of_the_comparison_start_and_serve_tls(tmp_path: Path) -> None:
     pytest.importorskip("picows")
     pytest.importorskip("uvloop")
     chart = str(tmp_path / "bench.svg")
-    chosen = ["--only", "storm-tls-500x1", "--servers", "picows,websockets", "--runs", "1", "--secs", "0.2"]
+    servers = "picows,websockets,websockets-trio"
+    chosen = ["--only", "storm-tls-500x1", "--servers", servers, "--runs", "1", "--secs", "0.2"]
     done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
@@ -101,6 +103,17 @@ def test_node_relay_of_the_comparison_starts_and_serves_tls(tmp_path: Path) -> N
     need_node_modules()  # skips the test if npm cannot install them
     chart = str(tmp_path / "bench.svg")
     chosen = ["--only", "storm-tls-500x1", "--servers", "node", "--runs", "1", "--secs", "0.2"]
+    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LEFT OUT" not in done.stderr
+
+
+def test_go_relay_of_the_comparison_starts_and_serves_tls(tmp_path: Path) -> None:
+    need_program("go")
+    if not Path("/usr/share/gocode/src/github.com/gorilla/websocket").exists():
+        pytest.skip("the sources of gorilla/websocket are missing")
+    chart = str(tmp_path / "bench.svg")
+    chosen = ["--only", "storm-tls-500x1", "--servers", "go", "--runs", "1", "--secs", "0.2"]
     done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
