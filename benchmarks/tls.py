@@ -34,7 +34,7 @@ from brewos_relay.server.self_signed import ensure_self_signed
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.connection import client_connection, device_connection
 from brewos_relay.wire.handshake import accept_upgrade, parse_head
-from brewos_relay.wire.poller import open_poller
+from brewos_relay.wire.polling import open_poller
 
 LIMIT = 1.4
 """CPU time of a delivery over TLS, by that of a plain one."""

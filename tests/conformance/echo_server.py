@@ -17,7 +17,8 @@ from brewos_relay.messages import Delivery, Message
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.connection import WebSocketConnection, client_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head
-from brewos_relay.wire.poller import Poller, open_poller
+from brewos_relay.wire.poller import Poller
+from brewos_relay.wire.polling import open_poller
 from brewos_relay.wire.transport import Transport
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from brewos_relay.server.persistence import StateKeeper
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import Role
 from brewos_relay.wire.connection import WebSocketConnection
-from brewos_relay.wire.poller import open_poller
+from brewos_relay.wire.polling import open_poller
 from brewos_relay.wire.transport import TransportStream
 
 SECRET: Final = "tests-only-" + "s" * 32

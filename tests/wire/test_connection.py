@@ -21,7 +21,8 @@ from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message, encode
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection
 from brewos_relay.wire.frames import FrameParser
-from brewos_relay.wire.poller import Poller, open_poller
+from brewos_relay.wire.poller import Poller
+from brewos_relay.wire.polling import open_poller
 from brewos_relay.wire.transport import Transport
 from support.frames import (
     BINARY,
@@ -1111,6 +1112,13 @@ async def test_messages_after_close_are_ignored() -> None:
         assert data
         session.connection.take(data)
         assert session.received == []
+
+
+async def test_messages_after_the_end_are_ignored() -> None:
+    async with open_session() as session:
+        session.nursery.cancel_scope.cancel()
+    session.connection.take(client_frame(TEXT, b"too late"))
+    assert session.received == []
 
 
 # -- How it ended -----------------------------------------------------------------------------------------

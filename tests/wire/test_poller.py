@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from brewos_relay.core.counters import Counters
-from brewos_relay.wire import poller as poller_module
+from brewos_relay.wire import polling
 from brewos_relay.wire.poller import Poller
 from brewos_relay.wire.transport import Transport
 from support.sockets import read_available, socket_pair
@@ -28,7 +28,7 @@ def open_poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     def open_this_kind() -> AbstractAsyncContextManager[Poller]:
         if request.param == "selectors":  # not earlier: Trio keeps its epoll
             monkeypatch.delattr(select, "epoll", raising=False)
-        return poller_module.open_poller()
+        return polling.open_poller()
 
     return open_this_kind
 
@@ -201,14 +201,6 @@ async def test_others_get_their_turn_beside_a_socket_that_is_always_readable(ope
             poller.unwatch(near.fileno())
 
 
-async def test_a_poller_gives_its_descriptor_back(open_poller: OpenPoller) -> None:
-    with trio.fail_after(5), socket_pair() as (near, _):
-        async with open_poller() as poller:
-            owner = Owner(near).watched_by(poller)
-        with pytest.raises(ValueError, match=r"closed|-1"):
-            owner.watched_by(poller)
-
-
 async def test_a_poller_that_never_ran_can_be_closed() -> None:
     await trio.lowlevel.checkpoint()
     Poller().close()
@@ -217,7 +209,7 @@ async def test_a_poller_that_never_ran_can_be_closed() -> None:
 async def test_some_passes_are_timed_if_messages_came() -> None:
     counters = Counters()
     with trio.fail_after(5), socket_pair() as (near, far):
-        async with poller_module.open_poller(counters) as poller:
+        async with polling.open_poller(counters) as poller:
             owner = Owner(near)
 
             def take(data: bytes) -> None:

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from brewos_relay.errors import PeerGone
-from brewos_relay.wire.poller import open_poller
+from brewos_relay.wire.polling import open_poller
 from brewos_relay.wire.tls import TlsTransport, accept_tls, begins_like_tls
 from brewos_relay.wire.transport import Transport, WriteBatch
 from support.certificates import server_context, write_certificate

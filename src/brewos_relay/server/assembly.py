@@ -49,7 +49,8 @@ from brewos_relay.telemetry.logs import dropped_lines
 from brewos_relay.telemetry.measurements import LoopLag, RequestCounters
 from brewos_relay.telemetry.metrics import Metrics, MetricSources
 from brewos_relay.version import installed_version
-from brewos_relay.wire.poller import Poller, open_poller
+from brewos_relay.wire.poller import Poller
+from brewos_relay.wire.polling import open_poller
 
 if TYPE_CHECKING:
     from brewos_relay.server.handover import Handover

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -12,7 +13,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import PeerEnd, Receive, Tasks
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery
+from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.frames import (
     PING_FRAME,
     FrameParser,
@@ -47,6 +48,10 @@ _FAILED: Final = StreamEnd(CloseCode.INTERNAL_ERROR, "the relay failed", by_peer
 
 _UNREAD = Counters()
 """Nothing reads these; they serve connections that are opened without counters."""
+
+
+def _ignore(_messages: Sequence[Message]) -> float:
+    return 0.0
 
 
 class WebSocketConnection:
@@ -98,6 +103,8 @@ class WebSocketConnection:
         initial: bytes = b"",
     ) -> None:
         self._transport = transport
+        self._receive: Receive = _ignore
+        self._tasks: Tasks | None = None
         self.read = self._read_first if is_held else transport.read
         self._parser = parser
         self._poller = poller
@@ -121,8 +128,7 @@ class WebSocketConnection:
 
     async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
         """Pass on what the peer sends until the connection ends; see `Peer.run`."""
-        self._receive = receive
-        self._tasks = tasks
+        self._receive, self._tasks = receive, tasks
         transport = self._transport
         transport.owner = self
         if transport.outbox_bytes:
@@ -142,7 +148,7 @@ class WebSocketConnection:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
-            del self._receive, self._tasks  # they refer to this connection, and would keep it in memory
+            self._receive, self._tasks = _ignore, None  # they refer to this connection
         return self._end()
 
     def _end(self) -> PeerEnd:
@@ -221,7 +227,7 @@ class WebSocketConnection:
                 self._overdue = None
         elif self._overdue is None:
             self._overdue = trio.CancelScope(deadline=trio.current_time() + pause_s + self._limits.message_s)
-            self._tasks.start_soon(self._wait_for_message, self._overdue)
+            self._start_soon(self._wait_for_message, self._overdue)
         elif parsed.messages or parsed.oversized:  # another message has begun
             self._overdue.deadline = trio.current_time() + pause_s + self._limits.message_s
 
@@ -250,7 +256,7 @@ class WebSocketConnection:
     def _pause(self, pause_s: float) -> None:
         """Pause reading: what the peer sends fills the buffers of the network, and slows the peer down."""
         self._poller.unwatch(self._transport.fd)
-        self._tasks.start_soon(self._resume_reading, pause_s)
+        self._start_soon(self._resume_reading, pause_s)
 
     async def _resume_reading(self, pause_s: float) -> None:
         await trio.sleep(pause_s)
@@ -289,9 +295,13 @@ class WebSocketConnection:
             return False
         return self._transport.write(delivery.encoded or encode_delivery(delivery), keep)
 
+    def _start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        assert self._tasks is not None, "it is not running"
+        self._tasks.start_soon(async_fn, *args)
+
     def start_writing(self) -> None:
         """Start the writer task: the outbox is no longer empty."""
-        self._tasks.start_soon(self._write_outbox)
+        self._start_soon(self._write_outbox)
 
     async def _write_outbox(self) -> None:
         """Write the outbox; close a peer that reads none of it."""

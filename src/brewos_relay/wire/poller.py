@@ -9,8 +9,8 @@ import logging
 import select
 import selectors
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 import trio
@@ -50,7 +50,7 @@ _PAUSE_S: Final = 0.1
 class Poller:
     """Reads every watched socket that has data or has ended, and calls its connection.
 
-    Made by `open_poller`, which owns the task that runs it.
+    Made by `wire.polling.open_poller`, which owns the task that runs it.
     """
 
     def __init__(self, counters: Counters | None = None) -> None:
@@ -160,19 +160,3 @@ class _Selector:
 
     def close(self) -> None:
         self._selector.close()
-
-
-@asynccontextmanager
-async def open_poller(counters: Counters | None = None) -> AsyncIterator[Poller]:
-    """Open a poller, and run it until the block is left. It measures `counters.latency`.
-
-    **Owns:** the task that reads.
-    """
-    poller = Poller(counters)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(poller.run)
-            yield poller
-            nursery.cancel_scope.cancel()
-    finally:
-        poller.close()

@@ -1,0 +1,37 @@
+"""The poller's task, from the beginning of the block to its end."""
+
+import pytest
+import trio
+
+from brewos_relay.wire.polling import open_poller
+from support.sockets import socket_pair
+
+
+class Owner:
+    """Reads nothing."""
+
+    def read(self) -> bytes | None:
+        return None
+
+    def take(self, data: bytes) -> None:
+        raise AssertionError
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+
+async def test_a_poller_gives_its_descriptor_back() -> None:
+    with trio.fail_after(5), socket_pair() as (near, _):
+        async with open_poller() as poller:
+            poller.watch(near.fileno(), Owner())
+        with pytest.raises(ValueError, match=r"closed|-1"):
+            poller.watch(near.fileno(), Owner())
+
+
+async def test_failing_block_ends_the_poller() -> None:
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    with trio.fail_after(5), pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="the block")):
+        async with open_poller():
+            assert trio.lowlevel.current_statistics().tasks_living == tasks + 1
+            raise ValueError("the block failed")
+    assert trio.lowlevel.current_statistics().tasks_living == tasks
