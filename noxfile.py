@@ -1,9 +1,11 @@
 """The checks of this project: `nox` runs all of them, `nox -l` lists further sessions."""
 
 import os
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nox
 
@@ -12,6 +14,12 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False  # also in CI: use the versions that are installed
 nox.options.sessions = ["lint", "types", "imports", "docs", "coverage", "tests"]
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+
+#: The build that all sessions but `compiled` and `wheels` install, and that the tests insist on.
+BUILD = os.environ.setdefault("BREWOS_RELAY_BUILD_TESTS", "interpreted")
+COMPILED = {"BREWOS_RELAY_BUILD_TESTS": "compiled", "HATCH_BUILD_HOOK_ENABLE_CUSTOM": "true"}
+if BUILD == "compiled":
+    os.environ.update(COMPILED)
 
 SUPPORTED = ["3.11", "3.12", "3.13"]
 AT_HAND = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -36,6 +44,8 @@ FULLY_COVERED_MODULES = (
     "cluster/requests.py",
     "cluster/view.py",
 )
+#: The tests that also run on the compiled build.
+DATA_PATH = ("tests/test_compiled.py", "tests/wire", "tests/core", "tests/contract", "tests/e2e")
 #: Packages whose tests need no other program and no other WebSocket implementation.
 ALONE = ("api", "auth", "commands", "core", "registry", "server", "settings", "telemetry", "wire")
 #: Those of them that use more of Python itself, for versions between the oldest and the newest.
@@ -186,6 +196,30 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-q", *SIDE_BY_SIDE, *chosen, *session.posargs)
     if tries_all and not session.posargs:
         session.run("pytest", "-q", *SIDE_BY_SIDE, *ACROSS, env={"BREWOS_RELAY_TESTS_ACROSS": "1"})
+
+
+@nox.session(python=AT_HAND)
+def compiled(session: nox.Session) -> None:
+    """Run the tests of the data path on the compiled build; arguments after -- go to pytest."""
+    session.env.update(COMPILED)
+    install(session, "tests")
+    chosen = session.posargs or [*DATA_PATH, *(f"--ignore={path}" for path in TRIED_ONCE)]
+    session.run("pytest", "-q", *SIDE_BY_SIDE, *chosen)
+
+
+@nox.session(python=PYTHONS)
+def wheels(session: nox.Session) -> None:
+    """Build compiled wheels in `dist`, and check that each can be installed and used."""
+    session.install("build[uv]")
+    (ROOT / "dist").mkdir(exist_ok=True)
+    with TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--wheel", "--installer=uv", f"--outdir={folder}", env=COMPILED)
+        (wheel,) = Path(folder).glob("*.whl")
+        session.install("--reinstall", str(wheel))
+        session.chdir(folder)  # away from the source
+        session.run("python", "-c", "from brewos_relay import version; assert version.BUILD == 'compiled'")
+        session.run("brewos-relay", "--version")
+        shutil.copy(wheel, ROOT / "dist")
 
 
 @nox.session(python=SUPPORTED[0], venv_backend="uv")

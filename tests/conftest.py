@@ -1,10 +1,12 @@
 """What holds for all tests, and what tests of several folders share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.build import check_build
 from support.postgresql import PostgreSQL, open_postgresql
 from support.redis_server import RedisServer, find_valkey, open_redis
 
@@ -23,6 +25,11 @@ LONGEST = (
     "test_transfer",
     "test_storm",
 )
+
+
+def pytest_configure() -> None:
+    if problem := check_build(os.environ.get("BREWOS_RELAY_BUILD_TESTS")):
+        raise pytest.UsageError(problem)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

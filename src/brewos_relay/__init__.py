@@ -23,11 +23,13 @@
 #   texts         which characters a name may have
 #   vocabulary    roles, device ids and keys, wall-clock times: shared by all layers
 #   networks      networks around an address, for limits and quotas
-#   version       the version of the installed package
+#   version       the version of the installed package, and whether it is compiled
+#   interpreted   the way around compiled modules
 #   settings      the one reader of the environment; only commands, doctor and server use it
 #
 # The names below are the library. They are imported at first use, so that other commands start fast.
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,12 @@ if TYPE_CHECKING:
     from brewos_relay.dialect import BREWOS, NEUTRAL, CommandClass, Dialect, Rule
     from brewos_relay.errors import CloseCode, PeerGone, RelayClosing, RelayError
     from brewos_relay.messages import Delivery, Message
+
+from brewos_relay import interpreted
+
+# Not by `settings`: this has to come before every import of a module that may be compiled.
+if interpreted.is_off(os.environ.get(interpreted.VARIABLE, "")):
+    interpreted.prefer_source()
 
 __all__ = [
     "BREWOS",

@@ -38,10 +38,12 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         return
     from importlib.metadata import PackageNotFoundError, version
 
+    from brewos_relay.version import BUILD
+
     try:
-        click.echo(f"{PROGRAM} {version('brewos-relay')}")
+        click.echo(f"{PROGRAM} {version('brewos-relay')} ({BUILD})")
     except PackageNotFoundError:  # run from a source tree that was never installed
-        click.echo(f"{PROGRAM} (not installed)")
+        click.echo(f"{PROGRAM} (not installed, {BUILD})")
     ctx.exit()
 
 

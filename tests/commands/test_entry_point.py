@@ -17,6 +17,7 @@ import click
 import pytest
 
 from brewos_relay.cli import cli, main
+from brewos_relay.version import BUILD
 
 from .conftest import SECRET, Run, assert_refused
 
@@ -107,7 +108,7 @@ def test_group_without_a_command_shows_its_help(run: Run, path: tuple[str, ...])
 def test_version_is_that_of_the_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"1.2.3 of {name}")
     outcome = run("--version")
-    assert (outcome.code, outcome.out) == (0, "brewos-relay 1.2.3 of brewos-relay\n")
+    assert (outcome.code, outcome.out) == (0, f"brewos-relay 1.2.3 of brewos-relay ({BUILD})\n")
 
 
 def test_version_of_a_source_tree(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_version_of_a_source_tree(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("importlib.metadata.version", version)
-    assert run("--version").out == "brewos-relay (not installed)\n"
+    assert run("--version").out == f"brewos-relay (not installed, {BUILD})\n"
 
 
 # Wrong usage

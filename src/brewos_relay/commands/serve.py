@@ -8,6 +8,7 @@ import click
 
 from brewos_relay.commands.failures import Failed, NotStarted, errors_as
 from brewos_relay.commands.parameters import data_dir_option, port_number, settings_from
+from brewos_relay.interpreted import prefer_source
 
 if TYPE_CHECKING:
     from brewos_relay.server.signals import ServerSignals
@@ -105,6 +106,8 @@ def serve(
         }
         settings = settings_from(**given)
         settings.require_jwt_secrets()
+        if not settings.compiled:  # by `.env`; the package itself reads the environment
+            prefer_source()
         if descriptor is not None:
             _run_worker(settings, signals, descriptor)
             return

@@ -1,5 +1,7 @@
 """Settings: the only package that reads the environment.
 
+One variable is read before all imports as well: BREWOS_RELAY_COMPILED, in `brewos_relay/__init__.py`.
+
 fields         the settings, and the checks that concern several of them
 loading        combines all sources: command line, environment, credentials, `.env`, defaults
 parsing        parsers for the texts of settings

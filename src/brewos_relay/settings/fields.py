@@ -147,6 +147,10 @@ class Settings:
     instance: str = ""
     """Name of this instance in logs and metrics; the relay adds some letters. Empty: the host name."""
 
+    # Compiled build
+    compiled: bool = True
+    """Use the compiled modules of a compiled build. `false`: interpret their source."""
+
     # Logging
     log_level: str = "info"
     """Lowest level to log: `debug`, `info`, `warning`, `error` or `critical`."""

@@ -135,6 +135,7 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "database_pool": parse_pool,
     "bus": str,
     "instance": parse_instance,
+    "compiled": parse_flag,
     "log_level": parse_log_level,
     "log_format": parse_log_format,
     **{limit.name: _parser_of(limit.name, limit.type) for limit in fields(ServerLimits)},

@@ -17,6 +17,7 @@ from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Histogram
 from brewos_relay.core.relay import Relay
 from brewos_relay.telemetry.measurements import RequestCounters
+from brewos_relay.version import BUILD
 
 PREFIX: Final = "brewos_relay_"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -338,9 +339,9 @@ class RelayCollector(Collector):
         yield _gauges("certificate_expires_timestamp_seconds", "Expiry of the certificate.", (), expiry)
         yield _gauges(
             "build_info",
-            "Always 1, with the versions as labels.",
-            ("version", "python"),
-            {(sources.version, platform.python_version()): 1},
+            "Always 1, with the versions as labels, and the build: `compiled` or `interpreted`.",
+            ("version", "python", "build"),
+            {(sources.version, platform.python_version(), BUILD): 1},
         )
 
 

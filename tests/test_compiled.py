@@ -1,0 +1,101 @@
+"""The two builds: which one is loaded, and how the compiled one is switched off."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+
+from brewos_relay.interpreted import _SourceFinder, is_off
+from brewos_relay.settings.parsing import parse_flag
+from brewos_relay.version import BUILD
+from support.build import builds, check_build, compiled_modules
+
+_NONE: Mapping[str, str] = {}
+_LIST_LOADED = """
+import sys
+from importlib import import_module
+for name in sys.argv[1:]:
+    print(import_module(name).__file__)
+"""
+
+
+_LIST_AT_EXIT = """
+import atexit, runpy, sys
+names = sys.argv.pop().split()
+atexit.register(lambda: print(*(sys.modules[name].__file__ for name in names)))
+runpy.run_module("brewos_relay", run_name="__main__")
+"""
+
+
+def run(*args: str, cwd: Path | None = None, code: int = 0, variables: Mapping[str, str] = _NONE) -> str:
+    """Run Python in a process of its own, until it ends with `code`; return what it printed."""
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("BREWOS_RELAY_")}
+    command = [sys.executable, *args]
+    done = subprocess.run(
+        command,
+        env={**environ, **variables},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def build_of(file: str) -> str:
+    return "compiled" if file.endswith(tuple(EXTENSION_SUFFIXES)) else "interpreted"
+
+
+def test_all_modules_are_of_one_build() -> None:
+    assert set(builds().values()) == {BUILD}
+
+
+def test_wrong_build_is_not_tested() -> None:
+    other = "interpreted" if BUILD == "compiled" else "compiled"
+    assert check_build(None) is None
+    assert check_build(BUILD) is None
+    assert check_build(other) == (
+        f"BREWOS_RELAY_BUILD_TESTS is {other}, but these modules are not: {', '.join(compiled_modules())}"
+    )
+
+
+def test_each_compiled_module_has_a_reason() -> None:
+    assert all(len(reason) > 10 for reason in compiled_modules().values())
+
+
+@pytest.mark.parametrize("text", ["false", "No", "OFF", "0", "true", "YES", "on", "1"])
+def test_variable_is_read_like_a_flag(text: str) -> None:
+    assert is_off(text) is not parse_flag(text)
+
+
+@pytest.mark.parametrize(
+    ("variables", "build"), [({}, BUILD), ({"BREWOS_RELAY_COMPILED": "0"}, "interpreted")]
+)
+def test_environment_switches_compiled_modules_off(variables: dict[str, str], build: str) -> None:
+    files = run("-c", _LIST_LOADED, *compiled_modules(), variables=variables).split()
+    assert {build_of(file) for file in files} == {build}
+
+
+def test_dotenv_switches_compiled_modules_of_a_server_off(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"JWT_SECRET={'x' * 32}\nBREWOS_RELAY_COMPILED=false\n")
+    # The address is of no interface here, so the server ends after all imports.
+    serve = ("serve", "--host", "192.0.2.1", "--port", "0", " ".join(compiled_modules()))
+    files = run("-c", _LIST_AT_EXIT, *serve, cwd=tmp_path, code=3).split()
+    assert len(files) == len(compiled_modules())
+    assert {build_of(file) for file in files} == {"interpreted"}
+
+
+def test_source_is_found_beside_a_compiled_module(tmp_path: Path) -> None:
+    for suffix in (".py", EXTENSION_SUFFIXES[0]):
+        (tmp_path / f"frames{suffix}").touch()
+    spec = _SourceFinder.find_spec("brewos_relay.wire.frames", [str(tmp_path)])
+    assert spec is not None
+    assert spec.origin == str(tmp_path / "frames.py")
+    assert _SourceFinder.find_spec("brewos_relay.missing", [str(tmp_path)]) is None
+    assert _SourceFinder.find_spec("frames", [str(tmp_path)]) is None
