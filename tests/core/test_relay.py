@@ -147,7 +147,7 @@ async def test_sessions_end_with_their_last_peer_and_are_forgotten() -> None:
             relay.attach_device(ONE, device)
             relay.attach_client(ONE, client)
             await wait_all_tasks_blocked()
-            assert tasks_living() == before + 3
+            assert tasks_living() == before + 2
             device.leave()
             client.leave()
             await wait_all_tasks_blocked()

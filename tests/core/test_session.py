@@ -48,11 +48,16 @@ class ScriptedHost:
         self.recorded_presence = RecordedPresence()
         self.remote: RemotePresence = self.recorded_presence
         self.lines = LogLineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
+        self.began: list[DeviceSession] = []
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
         self.recorded: list[tuple[str, str | None, dict[str, str]]] = []
         self.attached: set[Attachment] = set()
         self.client_counts = ClientCounts()
+        self.nursery: trio.Nursery
+
+    def session_began(self, session: DeviceSession) -> None:
+        self.began.append(session)
 
     def session_emptied(self, session: DeviceSession) -> None:
         self.emptied.append(session)
@@ -118,10 +123,10 @@ class Opened:
 
 @asynccontextmanager
 async def open_session(**limits: Any) -> AsyncIterator[Opened]:
-    """Run a session from its first peer on; leaving the block cancels it."""
+    """Open a session; leaving the block cancels its peers."""
     opened = Opened(**limits)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
         yield opened
         nursery.cancel_scope.cancel()
 
@@ -254,7 +259,7 @@ async def test_client_that_leaves_affects_no_other_peer() -> None:
 async def test_the_session_ends_when_its_last_peer_leaves(device_goes_first: bool) -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
         leaving = [await opened.device(), await opened.client()]
         for peer in leaving if device_goes_first else reversed(leaving):
             assert opened.host.emptied == []
@@ -264,10 +269,18 @@ async def test_the_session_ends_when_its_last_peer_leaves(device_goes_first: boo
     assert [peer.acloses for peer in leaving] == [1, 1]
 
 
-async def test_session_without_a_first_peer_is_forgotten() -> None:
-    opened = Opened()
-    await opened.session.run()
-    assert opened.host.emptied == [opened.session]
+async def test_session_begins_once_its_first_peer_is_attached() -> None:
+    async with open_session() as opened:
+        running = opened.host.nursery
+        async with trio.open_nursery() as closed:
+            opened.host.nursery = closed
+        with pytest.raises(RuntimeError, match="closed"):
+            opened.session.attach_device(ScriptedPeer())
+        assert opened.host.began == []
+        opened.host.nursery = running
+        await opened.client()
+        await opened.device()
+        assert opened.host.began == [opened.session]
 
 
 async def test_host_lists_every_peer_that_has_not_ended(autojump_clock: MockClock) -> None:
@@ -1186,7 +1199,7 @@ async def test_the_session_lasts_as_long_as_the_tasks_of_its_peers(autojump_cloc
     opened = Opened()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(opened.session.run)
+            opened.host.nursery = nursery
             client = await opened.client()
             assert client.tasks is not None
             client.tasks.start_soon(trio.sleep, 3)
@@ -1210,11 +1223,11 @@ async def test_cancelling_ends_the_tasks_of_its_peers() -> None:
 
 async def test_clients_of_a_session_are_listed(autojump_clock: MockClock) -> None:
     opened = Opened()
-    clients = [opened.session.attach_client(ScriptedPeer()) for _ in range(2)]
-    opened.session.attach_device(ScriptedPeer())
-    assert opened.session.clients == clients
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
+        clients = [opened.session.attach_client(ScriptedPeer()) for _ in range(2)]
+        opened.session.attach_device(ScriptedPeer())
+        assert opened.session.clients == clients
         await wait_all_tasks_blocked()
         clients[0].close(1000, "enough")
         await wait_all_tasks_blocked()
@@ -1274,7 +1287,7 @@ async def test_departed_client_with_a_pending_command_is_listed(autojump_clock: 
 async def test_pending_commands_end_with_the_session() -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
         client = await opened.client()
         client.say(TARE)
         assert len(opened.session.clients) == 1
@@ -1381,7 +1394,7 @@ async def test_message_types_are_logged_at_debug_level(caplog: pytest.LogCapture
     opened = Opened()
     opened.host.logs_messages = True
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
         device, client = await opened.device(), await opened.client()
         device.say(*[STATUS] * 9)
         client.say(TARE)
@@ -1617,7 +1630,7 @@ async def test_remote_device_is_not_ended_with_a_key_but_its_state_ends_with_it(
 async def test_remote_device_alone_keeps_the_session_until_it_leaves() -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
         client, remote = await opened.client(), await opened.remote_device()
         client.leave()
         await wait_all_tasks_blocked()
@@ -1830,7 +1843,7 @@ async def test_connection_yields_to_a_newer_one_on_another_instance(autojump_clo
 async def test_connection_without_clients_yields_and_the_session_ends(autojump_clock: MockClock) -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
         local = await opened.device(ScriptedPeer(goodbye_s=5))
         local.say(STATUS)
         assert opened.session.yield_device(), "it was lively"
@@ -2017,7 +2030,7 @@ async def test_device_is_wanted_from_the_first_client_to_the_last() -> None:
         assert opened.remote.calls == [("wanted", DEVICE_ID), ("unwanted", DEVICE_ID)]
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(opened.session.run)
+        opened.host.nursery = nursery
         one, two = await opened.client(), await opened.client()
         one.fail(ValueError("no"))
         await wait_all_tasks_blocked()

@@ -58,7 +58,7 @@ WantsCommands = Callable[[str, str | None], bool]
 class Relay:
     """Brings devices and their clients together; made by `open_relay`.
 
-    **Owns:** nothing: each session runs in the nursery of `open_relay`.
+    **Owns:** nothing: the peers of each session run in the nursery of `open_relay`.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class Relay:
         """Every peer that has not ended."""
         self.client_counts = ClientCounts()
         """How many clients each user has."""
-        self._nursery = nursery
+        self.nursery = nursery
+        """Runs the tasks of all peers."""
         self._on_seen = on_seen
         self._on_activity = on_activity
         self._wants_commands = wants_commands
@@ -363,12 +364,14 @@ class Relay:
             raise RelayClosing("the relay is shutting down and accepts no more peers; connect again later")
         session = self._sessions.get(device_id)
         if session is None:
-            snapshot, gone_at = self._absent_states.pop(device_id, (None, LONG_AGO))
-            session = self._sessions[device_id] = DeviceSession(
-                device_id, self, snapshot=snapshot, gone_at=gone_at
-            )
-            self._nursery.start_soon(session.run, name=device_id)
+            snapshot, gone_at = self._absent_states.get(device_id, (None, LONG_AGO))
+            session = DeviceSession(device_id, self, snapshot=snapshot, gone_at=gone_at)
         return session
+
+    def session_began(self, session: DeviceSession) -> None:
+        """List a session: its first peer is attached."""
+        self._sessions[session.device_id] = session
+        self._absent_states.pop(session.device_id, None)
 
     def session_emptied(self, session: DeviceSession) -> None:
         """Forget a session without peers; the state of its device stays for a while."""
@@ -585,7 +588,7 @@ async def open_relay(
     devices that this relay has and wants, if it is one of many instances. An exception that leaves the block
     is raised in an ExceptionGroup, as from every nursery.
 
-    **Owns:** the nursery of all sessions, and the task of the periodic checks.
+    **Owns:** the nursery of all peers, and the task of the periodic checks.
     """
     async with trio.open_nursery() as nursery:
         relay = Relay(

@@ -1,4 +1,4 @@
-"""DeviceSession: the connection of one device and its clients, owned by one nursery."""
+"""DeviceSession: the connection of one device, its clients, and what passes between them."""
 
 import functools
 import logging
@@ -58,10 +58,15 @@ class SessionHost(Protocol):
     """How many clients each user has."""
     lines: LogLineLimits
     """Decides which lines about peers that come and go are logged."""
+    nursery: trio.Nursery
+    """Runs the tasks of all peers."""
     logs_messages: bool
     """Whether the types of messages are logged."""
     remote: RemotePresence
     """Takes note of the devices that this relay has and wants."""
+
+    def session_began(self, session: "DeviceSession") -> None:
+        """List a session: its first peer is attached."""
 
     def session_emptied(self, session: "DeviceSession") -> None:
         """Forget a session that has no peers. It takes no more peers from here on."""
@@ -84,18 +89,18 @@ log = logging.getLogger(__name__)
 class DeviceSession:
     """All that is live for one device: its connection, if it has one, and its clients.
 
-    **Owns:** a nursery with a task for each attached peer, and the tasks that peers start besides.
-    **Ends when:** the last peer has ended. If it is cancelled, it closes every peer.
+    **Owns:** a task for each attached peer, and the tasks that peers start besides. They run in the nursery
+    of its host: a nursery of its own would double the memory of an idle device.
+    **Ends when:** the last peer has ended. If the nursery is cancelled, every peer is closed.
     """
 
     __slots__ = (
         "_audience",
         "_commands",
         "_feed",
+        "_has_begun",
         "_host",
         "_limits",
-        "_nursery",
-        "_waiting",
         "device_id",
         "presence",
     )
@@ -133,8 +138,7 @@ class DeviceSession:
             counters=counters,
             recorder=host,
         )
-        self._nursery: trio.Nursery | None = None
-        self._waiting: list[DeviceAttachment | ClientAttachment] = []  # attached before the nursery was open
+        self._has_begun = False  # whether a peer was attached
 
     @property
     def device(self) -> DeviceAttachment | None:
@@ -169,17 +173,6 @@ class DeviceSession:
     def is_contested(self) -> bool:
         """Whether two devices use this id, so that another connection has to be refused."""
         return self.presence.is_contested(trio.current_time())
-
-    async def run(self) -> None:
-        """Run the session until its last peer has ended."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            waiting, self._waiting = self._waiting, []
-            for attachment in waiting:
-                nursery.start_soon(self._own_peer, attachment, name=self.device_id)
-        self._nursery = None  # it refers to this session
-        if not waiting:  # attaching the first peer failed
-            self._host.session_emptied(self)
 
     # Attaching and detaching
 
@@ -263,15 +256,14 @@ class DeviceSession:
     def _start(self, attachment: DeviceAttachment | ClientAttachment) -> None:
         if not isinstance(attachment, RemoteDeviceAttachment):
             self._host.attached.add(attachment)
-        if self._nursery is None:
-            self._waiting.append(attachment)
-        else:
-            self._nursery.start_soon(self._own_peer, attachment, name=self.device_id)
+        self._host.nursery.start_soon(self._own_peer, attachment, name=self.device_id)
+        if not self._has_begun:
+            self._has_begun = True
+            self._host.session_began(self)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start a task in the session's nursery; it must not raise."""
-        assert self._nursery is not None
-        self._nursery.start_soon(async_fn, *args)
+        """Start a task of a peer; it must not raise."""
+        self._host.nursery.start_soon(async_fn, *args)
 
     async def _own_peer(self, attachment: DeviceAttachment | ClientAttachment) -> None:
         """Own a peer from its first message to its end. If it fails, no other peer ends."""
