@@ -33,7 +33,7 @@ def test_every_task_of_a_server_is_in_the_tree() -> None:
     kept = r'(?:keep_running,\s*"[^"]*",\s*(?:partial\()?)?'
     started = re.findall(rf"\.start(?:_soon)?\(\s*{kept}([\w.]+)", source)
     named = {name.rpartition(".")[2] for name in started if not name.endswith(".run")}
-    handed_on = {"async_fn", "_run_beside"}  # parameters; the tasks that are passed are in the tree
+    handed_on = {"async_fn", "run_beside"}  # parameters; the tasks that are passed are in the tree
     there = set(re.findall(r"\w+", tree)) | {"handle"}  # a parameter; _handle is passed
     assert named - handed_on <= there
     runners = {name for name in started if name.endswith(".run")}

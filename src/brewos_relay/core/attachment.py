@@ -12,6 +12,7 @@ import trio
 
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.peer import Peer, PeerEnd
+from brewos_relay.core.peer_tasks import run_beside
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.core.remote import RemotePeer, TakeOutcome
 from brewos_relay.errors import CloseCode
@@ -116,13 +117,7 @@ class Attachment:
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task of the peer beside its `run`; see `peer.Tasks`."""
-        self.session.start_soon(self._run_beside, async_fn, args)
-
-    async def _run_beside(self, async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:
-        try:
-            await async_fn(*args)
-        except* Exception as errors:
-            self.fail(errors)
+        self.session.start_soon(run_beside, self.fail, async_fn, args)
 
     def ping(self) -> None:
         """Ask the peer for a sign of life."""
@@ -203,7 +198,7 @@ class RemoteDeviceAttachment(DeviceAttachment):
 
     def __init__(self, session: AttachmentHost, peer: RemotePeer) -> None:
         super().__init__(session, peer, bucket=None)
-        self.remote: RemotePeer = peer
+        self.remote = peer
         self.has_state = False
         """Whether the clients know a state of this connection, or of one that it has replaced."""
 
@@ -214,6 +209,7 @@ class RemoteDeviceAttachment(DeviceAttachment):
 
     def send_command(self, message: Message, take_outcome: TakeOutcome | None, not_after_ms: float) -> None:
         """Send a message to the device; see `RemotePeer.send_command`. A peer that fails is closed."""
+        assert self.remote is not None
         try:
             self.remote.send_command(message, take_outcome, not_after_ms)
         except Exception as error:

@@ -45,6 +45,8 @@ class PeerEnd:
         return f"the {self.by} ended it {how}{reason and ': ' + reason}"
 
 
+LEFT: Final = PeerEnd("peer", None)
+"""The end of a peer that does not tell how it ended, and that the relay did not close."""
 SHUT_DOWN: Final = PeerEnd("relay", CloseCode.GOING_AWAY, "the relay is shutting down")
 """The end of a peer that is attached when the relay closes."""
 

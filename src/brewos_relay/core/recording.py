@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
-from brewos_relay.core.peer import SHUT_DOWN, PeerEnd, Receive, end_details, shown
+from brewos_relay.core.peer import SHUT_DOWN, Receive, end_details, shown
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import CommandHead, Message
@@ -46,9 +46,6 @@ class Recorder(Protocol):
     def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
         """Record a command of a client of the user."""
 
-
-LEFT: Final = PeerEnd("peer", None)
-"""The end of a peer that does not tell how it ended, and that the relay did not close."""
 
 _NAMED_AT_MOST: Final = 8
 

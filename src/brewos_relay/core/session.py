@@ -1,10 +1,8 @@
 """DeviceSession: the connection of one device, its clients, and what passes between them."""
 
 import functools
-import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -24,10 +22,10 @@ from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.peer import SHUT_DOWN, Peer, Receive
+from brewos_relay.core.peer_tasks import own_peer
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.recording import (
-    LEFT,
     EventKind,
     end_details_of,
     log_came,
@@ -81,9 +79,6 @@ class SessionHost(Protocol):
 
     def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
         """Record a command of a client."""
-
-
-log = logging.getLogger(__name__)
 
 
 class DeviceSession:
@@ -256,7 +251,10 @@ class DeviceSession:
     def _start(self, attachment: DeviceAttachment | ClientAttachment) -> None:
         if not isinstance(attachment, RemoteDeviceAttachment):
             self._host.attached.add(attachment)
-        self._host.nursery.start_soon(self._own_peer, attachment, name=self.device_id)
+        receive: Receive = attachment.receive
+        if self._host.logs_messages:
+            receive = functools.partial(receive_logged, attachment, receive)
+        self._host.nursery.start_soon(own_peer, self, attachment, receive, name=self.device_id)
         if not self._has_begun:
             self._has_begun = True
             self._host.session_began(self)
@@ -265,29 +263,8 @@ class DeviceSession:
         """Start a task of a peer; it must not raise."""
         self._host.nursery.start_soon(async_fn, *args)
 
-    async def _own_peer(self, attachment: DeviceAttachment | ClientAttachment) -> None:
-        """Own a peer from its first message to its end. If it fails, no other peer ends."""
-        receive: Receive = attachment.receive
-        if self._host.logs_messages:
-            receive = functools.partial(receive_logged, attachment, receive)
-        try:
-            try:
-                attachment.end = await attachment.peer.run(attachment, receive) or attachment.end or LEFT
-            except* Exception as errors:
-                attachment.fail(errors)
-            finally:
-                try:
-                    self._detach(attachment)
-                finally:
-                    await attachment.peer.aclose()
-        except* Exception:
-            with suppress(Exception):  # logging needs memory, and there may be none
-                log.exception("closing a peer of device %s failed", self.device_id)
-        finally:
-            self._host.attached.discard(attachment)
-            attachment.mark_ended()
-
-    def _detach(self, attachment: Attachment) -> None:
+    def detach(self, attachment: Attachment) -> None:
+        """Detach a peer that has ended; see `PeerOwner.detach`."""
         end = attachment.end = attachment.end or SHUT_DOWN
         if isinstance(attachment, RemoteDeviceAttachment):
             self.remote_device_went(attachment)
@@ -308,6 +285,11 @@ class DeviceSession:
         if not (self._audience or self.presence.present or self.presence.arriving):
             self._commands.forget()
             self._host.session_emptied(self)
+
+    def forget(self, attachment: Attachment) -> None:
+        """Forget a peer whose resources are closed; see `PeerOwner.forget`."""
+        self._host.attached.discard(attachment)
+        attachment.mark_ended()
 
     def _arrives(self, device: DeviceAttachment) -> bool:
         """Let a connection that gave its first sign of life stand for the device, if it may."""

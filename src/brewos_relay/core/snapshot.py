@@ -99,6 +99,25 @@ _SAVED_APART_S: Final = 5.0
 """The shortest time between two saves of a state."""
 
 
+_SLOTS: Final = (
+    "_changes",
+    "_changes_bytes",
+    "_dialect",
+    "_kinds",
+    "_others",
+    "_restored",
+    "_saved",
+    "_saved_at",
+    "_status",
+    "_status_seq",
+    "_unsaved",
+    "_updated",
+    "_updated_at",
+    "seq",
+    "since_us",
+)
+
+
 class Snapshot:
     """The state of a device, from the messages that its dialect lists.
 
@@ -106,23 +125,7 @@ class Snapshot:
     knows the same as one that was attached all the time.
     """
 
-    __slots__ = (
-        "_changes",
-        "_changes_bytes",
-        "_dialect",
-        "_kinds",
-        "_others",
-        "_restored",
-        "_saved",
-        "_saved_at",
-        "_status",
-        "_status_seq",
-        "_unsaved",
-        "_updated",
-        "_updated_at",
-        "seq",
-        "since_us",
-    )
+    __slots__ = _SLOTS
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -341,7 +344,7 @@ class Snapshot:
     def to_full_size(self) -> "Snapshot":
         """Return a snapshot of the usual size with the same state."""
         usual = Snapshot(self._dialect)
-        for name in Snapshot.__slots__:
+        for name in _SLOTS:
             setattr(usual, name, getattr(self, name))
         return usual
 
