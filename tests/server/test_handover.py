@@ -2,8 +2,8 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, NamedTuple
 
 import pytest
@@ -11,10 +11,10 @@ import trio
 import trio.testing
 
 from brewos_relay.server import handover
-from brewos_relay.server.handover import BothPresences, Handover
+from brewos_relay.server.handover import BothPresences, Handover, OtherWorkers
 from brewos_relay.server.incoming import IncomingConnection
+from brewos_relay.server.worker_messages import Offer
 from brewos_relay.settings.server_limits import ServerLimits
-from brewos_relay.wire.handshake import parse_head
 from support.process import machine_id
 from support.resources import own_open_files
 from support.wire_client import upgrade_head
@@ -40,7 +40,7 @@ class Worker:
     """A worker that keeps what it is given."""
 
     def __init__(self, number: int, *, per_s: float = 0) -> None:
-        self.handover = Handover(number, per_s=per_s)
+        self.handover = Handover(number, 2, per_s=per_s)
         self.taken: list[Passed] = []
         self.busy = trio.Event()
         self.busy.set()
@@ -97,7 +97,7 @@ async def connection(*, passed: bool = False) -> AsyncIterator[tuple[IncomingCon
 
 
 async def offer(worker: Worker, incoming: IncomingConnection, head: bytes = CLIENT_HEAD) -> bool:
-    return await worker.handover.pass_on(incoming, parse_head(head), head, b"rest")
+    return await worker.handover.pass_on(incoming, head, b"rest")
 
 
 @pytest.mark.parametrize("head", [DEVICE_HEAD, CLIENT_HEAD], ids=["device", "client"])
@@ -157,20 +157,107 @@ async def test_places_end_with_the_device_and_its_clients() -> None:
         two.handover.device_came(MACHINE, 0.0)
         two.handover.device_went(MACHINE)
         await settled()
-        assert one.handover.find(MACHINE) is None
-        assert two.handover.find(MACHINE) == 1, "its home"
+        assert one.handover.find(MACHINE) is two.handover.find(MACHINE) is None
 
 
-async def test_first_connections_of_a_device_meet_at_its_home() -> None:
+async def test_first_connections_stay_unless_another_worker_has_clearly_fewer_devices() -> None:
     async with linked() as (one, two):
-        numbers = range(1000)
-        at_one = {number: one.handover.find(machine_id(number)) or 1 for number in numbers}
-        at_two = {number: two.handover.find(machine_id(number)) or 2 for number in numbers}
-        assert at_one == at_two
-        assert 400 < list(at_one.values()).count(1) < 600
+        for number in range(100, 200):
+            two.handover.device_came(machine_id(number), 0.0)
+        for number in range(200, 325):
+            one.handover.device_came(machine_id(number), 0.0)
+        await settled()
+        assert one.handover.find(MACHINE) is two.handover.find(MACHINE) is None, "about the same number"
+        one.handover.device_wanted(machine_id(200))
+        one.handover.device_came(machine_id(325), 0.0)
+        one.handover.device_wanted(machine_id(326))
+        await settled()
+        assert (one.handover.find(MACHINE), two.handover.find(MACHINE)) == (2, None)
+        assert one.handover.find(machine_id(150)) == 2
+        one.handover.device_went(machine_id(325))
+        one.handover.device_unwanted(machine_id(326))
+        two.handover.device_wanted(OTHER)
+        await settled()
+        assert one.handover.find(MACHINE) is None, "what went does not count"
         two.handover._siblings[1].channel.close()
         await settled()
-        assert {one.handover.find(machine_id(number)) for number in numbers} == {None}, "it is alone"
+        assert one.handover.find(MACHINE) is None, "it is alone"
+
+
+async def test_connections_of_one_pass_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_OFFERED_AT_ONCE", 3)
+    async with AsyncExitStack() as stack:
+        one, two = await stack.enter_async_context(linked())
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        sent: list[int] = []
+        try_send = one.handover._siblings[2].channel.try_send
+
+        def counting(message: Offer, files: Sequence[int]) -> bool:
+            sent.append(len(message.connections))
+            return try_send(message, files)
+
+        monkeypatch.setattr(one.handover._siblings[2].channel, "try_send", counting)
+        pairs = [await stack.enter_async_context(connection()) for _ in range(5)]
+        async with trio.open_nursery() as nursery:
+            for incoming, _ in pairs:
+                nursery.start_soon(offer, one, incoming)
+        await settled()
+        assert sorted(sent) == [2, 3]
+        assert all(incoming.released for incoming, _ in pairs)
+        for passed in two.taken:
+            passed.peer.send(b"hello")
+        assert [peer.recv(5) for _, peer in pairs] == 5 * [b"hello"]
+        assert one.handover.outcomes() == {"passed": 5, "kept": 0}
+
+
+async def test_connection_that_ends_before_the_offer_is_sent_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = trio.Event()
+    monkeypatch.setattr(handover, "_end_pass", ended.wait)
+    async with linked() as (one, two), connection() as (first, _), connection() as (second, peer):
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(offer, one, first)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.CancelScope() as ending:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(offer, one, second)
+                    await trio.testing.wait_all_tasks_blocked()
+                    ending.cancel()
+            assert not second.released
+            second.close()
+            ended.set()
+        await settled()
+        assert first.released
+        assert len(two.taken) == 1
+        assert peer.recv(1) == b"", "it is closed"
+
+
+async def test_bus_is_asked_about_two_machines_only_if_another_worker_may_have_one() -> None:
+    asked: list[str] = []
+
+    class Cluster:
+        async def is_contested(self, device_id: str) -> bool:
+            asked.append(device_id)
+            return True
+
+        async def find(self, device_id: str) -> None:
+            asked.append(f"find {device_id}")
+
+    async with linked() as (one, two):
+        others = OtherWorkers(Cluster(), one.handover)
+        assert not await others.is_contested(MACHINE)
+        two.handover.device_came(MACHINE, 0.0)
+        await settled()
+        assert await others.is_contested(MACHINE)
+        await others.find(OTHER)
+        two.handover._siblings[1].channel.close()
+        await settled()
+        assert await others.is_contested(OTHER), "the other worker is not known"
+        assert asked == [MACHINE, f"find {OTHER}", OTHER]
 
 
 async def test_worker_that_joins_later_learns_all_places() -> None:
@@ -210,7 +297,11 @@ async def test_connection_with_unsent_data_stays() -> None:
         "/ws/device",
         "/ws/device?id=kitchen",
         "/ws/client?device=",
-        f"/ws/client?device={MACHINE}&a" + "&b=" * 99,
+        f"/ws/client?token=device={MACHINE}",
+        f"/ws/device?device={MACHINE}",
+        f"/ws/client?id={MACHINE}",
+        f"/ws/client/?device={MACHINE}",
+        f"/api/devices?device={MACHINE}",
     ],
 )
 async def test_request_without_a_valid_device_stays(target: str) -> None:
@@ -257,7 +348,7 @@ async def test_connection_stays_if_no_answer_comes_in_time(autojump_clock: trio.
             began_at = trio.current_time()
             assert not await offer(one, incoming)
             assert trio.current_time() - began_at == handover.ANSWER_S
-            _, [received, token], _, _ = socket.recv_fds(silent, 65536, 2)
+            _, [token, received], _, _ = socket.recv_fds(silent, 65536, 2)
             assert os.read(token, 1) == b"", "the other worker is too late"
             os.close(token)
             os.close(received)
@@ -277,7 +368,7 @@ async def test_connection_is_gone_if_it_was_taken_without_an_answer(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(offer, one, incoming)
                 await trio.testing.wait_all_tasks_blocked()
-                _, [received, token], _, _ = socket.recv_fds(slow, 65536, 2)
+                _, [token, received], _, _ = socket.recv_fds(slow, 65536, 2)
                 assert os.read(token, 1) == b"1"
             assert incoming.released, "the other worker has it, so it is not served twice"
             with socket.socket(fileno=received) as taken:
@@ -297,7 +388,7 @@ async def test_cancelled_offer_is_not_served_twice(autojump_clock: trio.testing.
                 await offer(one, incoming)
             assert not incoming.released
             _, files, _, _ = socket.recv_fds(silent, 65536, 2)
-            assert os.read(files[1], 1) == b""
+            assert os.read(files[0], 1) == b""
             for file in files:
                 os.close(file)
 

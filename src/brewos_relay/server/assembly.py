@@ -22,7 +22,7 @@ from brewos_relay.dialect import BREWOS
 from brewos_relay.registry.engine import database_file
 from brewos_relay.registry.identity import fingerprint_of
 from brewos_relay.registry.store import Store, open_store
-from brewos_relay.server.admission import Admission
+from brewos_relay.server.admission import Admission, OtherInstances
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.change_applier import ChangeApplier
 from brewos_relay.server.cluster import Bus, Joined
@@ -301,6 +301,16 @@ def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
     )
 
 
+def _others_of(parts: _Parts) -> OtherInstances | None:
+    """Return the other instances, as admission needs them."""
+    cluster, worker = parts.joined.cluster, parts.worker
+    if cluster is None or worker is None or worker.handover is None or not worker.has_private_bus:
+        return cluster
+    from brewos_relay.server.handover import OtherWorkers
+
+    return OtherWorkers(cluster, worker.handover)
+
+
 def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
     tls, changes = parts.tls, parts.changes
     admission = Admission(
@@ -310,7 +320,7 @@ def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
         proxy_trust=parts.proxy_trust,
         allowed_origins=parts.settings.allowed_origins,
         revision=lambda: changes.revision,
-        others=parts.joined.cluster,
+        others=_others_of(parts),
     )
     return Listener(
         parts.sockets.main,

@@ -10,32 +10,43 @@ it costs the kernel about 200 bytes.
 
 import logging
 import os
+import re
 import socket
 from contextlib import suppress
 from itertools import count
 from typing import Final, Protocol
-from zlib import crc32
 
 import trio
 
 from brewos_relay.core.rate_limits import open_bucket
 from brewos_relay.core.remote import RemotePresence
-from brewos_relay.server.admission import DEVICE_PATH
+from brewos_relay.server.admission import OtherInstances
 from brewos_relay.server.fd_channel import FdChannel
 from brewos_relay.server.incoming import IncomingConnection
-from brewos_relay.server.worker_messages import Answer, FromSibling, Offer, Places
-from brewos_relay.vocabulary import parse_device_id
-from brewos_relay.wire.handshake import Refusal, Request
+from brewos_relay.server.worker_messages import Answer, FromSibling, Offer, Offered, Places
 
 log = logging.getLogger(__name__)
 
 ANSWER_S: Final = 0.25
-"""How long a connection waits for the other worker to take it."""
+"""How long connections wait for the other worker to take them."""
+_OFFERED_AT_ONCE: Final = 60
+"""The most connections in one message. It comes with as many files, and a token."""
 _TAKEN_AT_ONCE: Final = 1000
 """The most connections from other workers that are answered at a time."""
 _PLACES_AT_ONCE: Final = 2000
 """The most devices in one message."""
+_SPARE_SHARE: Final = 0.1
+_SPARE: Final = 16
+"""A worker may have a tenth more devices than another one, and this many more, before it passes new ones."""
 _NONE, _CLIENTS, _DEVICE = range(3)
+
+_end_pass: Final = trio.lowlevel.cancel_shielded_checkpoint
+
+_DEVICE_OF_REQUEST: Final = re.compile(
+    rb"GET /ws(?:/device\?(?:[^ #]*&)?id|(?:/client)?\?(?:[^ #]*&)?device)=(BRW-[0-9A-F]{8})[& ]",
+    re.IGNORECASE,
+)
+"""The device of a request for a WebSocket, as machines and apps write it."""
 
 
 class TakePassed(Protocol):
@@ -46,18 +57,42 @@ class TakePassed(Protocol):
     ) -> None: ...
 
 
+class _OpenOffer:
+    """Connections that are offered to another worker together, until that is decided."""
+
+    def __init__(self) -> None:
+        self.connections: list[Offered] = []
+        self.files: list[int] = []
+        self.answered = trio.Event()
+        self.answers: list[bool] = []
+        self.decided = trio.Event()
+        self.is_taken = False
+        """Whether the other worker has them, once it is decided."""
+
+    def withdraw(self, file: int) -> None:
+        """Leave out a connection that ends before the offer is sent."""
+        at = self.files.index(file)
+        del self.connections[at], self.files[at]
+
+
 class _Sibling:
     """Another worker, and the offers that it has not answered."""
 
     def __init__(self, number: int, channel: FdChannel[FromSibling]) -> None:
         self.number = number
         self.channel = channel
-        self.offers: dict[int, tuple[trio.Event, list[bool]]] = {}
+        self.places = 0
+        """Of how many devices it has the device or clients."""
+        self.has_told = False
+        """Whether it has told its places."""
+        self.gathering: _OpenOffer | None = None
+        """The connections of this pass of the event loop."""
+        self.offers: dict[int, _OpenOffer] = {}
 
     def forget_offers(self) -> None:
         """Let every unanswered offer end now."""
-        for answered, _ in self.offers.values():
-            answered.set()
+        for offer in self.offers.values():
+            offer.answered.set()
 
 
 class Handover:
@@ -69,9 +104,13 @@ class Handover:
     them, a task that tells what has changed, and one for each connection that another worker has passed.
     """
 
-    def __init__(self, number: int, *, per_s: float) -> None:
-        """Take the number of this worker, and how many connections a second it may pass; 0 for any number."""
+    def __init__(self, number: int, workers: int, *, per_s: float) -> None:
+        """Take the number of this worker, and that of all workers.
+
+        `per_s` is how many connections a second it may pass; 0 for any number.
+        """
         self._number = number
+        self._count = workers
         self.passed = 0
         """How many connections were passed to another worker."""
         self.taken = 0
@@ -85,7 +124,6 @@ class Handover:
         self._device_at: dict[str, int] = {}
         self._clients_at: dict[str, int] = {}
         self._siblings: dict[int, _Sibling] = {}
-        self._homes = [number]
         self._changed: dict[str, None] = {}
         self._has_changed = trio.Event()
         self._numbers = count()
@@ -125,10 +163,9 @@ class Handover:
     def find(self, device_id: str) -> int | None:
         """Return the number of the worker that should have connections for a device, None for this one.
 
-        That is the worker that has the device. Without a device, clients stay together. The first connection
-        of a device goes to its home, which all workers compute alike: a device and its clients meet there,
-        even if they come at the same moment. Then no message of theirs crosses the bus, which would cost more
-        than the passing after a few messages.
+        That is the worker that has the device. Without a device, clients stay together, and the device joins
+        them. The first connection of a device stays where it was accepted, unless another worker has clearly
+        fewer devices.
         """
         own = self._own.get(device_id, _NONE)
         if own & _DEVICE:
@@ -136,57 +173,84 @@ class Handover:
         at = self._device_at.get(device_id)
         if at is None and not own:
             at = self._clients_at.get(device_id)
-            if at is None:
-                home = self._homes[crc32(device_id.encode()) % len(self._homes)]
-                at = home if home != self._number else None
+            if at is None and self._siblings:
+                least = min(self._siblings.values(), key=lambda sibling: sibling.places)
+                if len(self._own) > least.places * (1 + _SPARE_SHARE) + _SPARE:
+                    at = least.number
         return at
+
+    def is_elsewhere(self, device_id: str) -> bool:
+        """Whether another worker has the device, or may have it and has not told its places yet."""
+        siblings = self._siblings.values()
+        if len(siblings) < self._count - 1 or not all(sibling.has_told for sibling in siblings):
+            return True
+        return device_id in self._device_at
 
     # Passing
 
-    async def pass_on(self, incoming: IncomingConnection, request: Request, head: bytes, rest: bytes) -> bool:
+    async def pass_on(self, incoming: IncomingConnection, head: bytes, rest: bytes) -> bool:
         """Pass a WebSocket request to the worker that has its device. Return whether that has taken it.
 
-        A connection is passed once at most. Whatever goes wrong, it stays here.
+        `head` is not parsed yet. A connection is passed once at most. Whatever goes wrong, it stays here.
         """
         if incoming.passed or self.is_leaving or incoming.transport.outbox_bytes:
             return False
-        sibling = self._sibling_for(request)
+        sibling = self._sibling_for(head)
         if sibling is None or (self._bucket is not None and not self._bucket.admit(trio.current_time())):
             return False
-        try:
-            token = _make_token()
-        except OSError:
-            return False
-        number, answered, answers = next(self._numbers), trio.Event(), list[bool]()
-        offer = Offer(number, incoming.address, incoming.port, incoming.secure, head, rest)
-        is_gone = False
-        sibling.offers[number] = answered, answers
-        try:
-            if sibling.channel.try_send(offer, (incoming.transport.fd, token)):
-                is_gone = True
-                with trio.move_on_after(ANSWER_S):
-                    await answered.wait()
-        finally:
-            del sibling.offers[number]
-            # Only one of the two workers reads the byte, even if both believe that it is their turn.
-            if is_gone and (answers == [True] or not os.read(token, 1)):
-                incoming.give_away()
-            else:
-                is_gone = False
-            os.close(token)
-        if is_gone:
+        transport = incoming.transport
+        is_first = sibling.gathering is None
+        offer = sibling.gathering = sibling.gathering or _OpenOffer()
+        offer.files.append(transport.fd)
+        offer.connections.append(
+            Offered(transport.family, incoming.address, incoming.port, incoming.secure, head, rest)
+        )
+        if len(offer.files) == _OFFERED_AT_ONCE:
+            sibling.gathering = None
+        if is_first:
+            await self._offer(sibling, offer)
+        else:
+            try:
+                await offer.decided.wait()
+            except trio.Cancelled:
+                offer.withdraw(transport.fd)
+                raise
+        if offer.is_taken:
+            incoming.give_away()
             self.passed += 1
         else:
             self.kept += 1
-        return is_gone
+        return offer.is_taken
 
-    def _sibling_for(self, request: Request) -> _Sibling | None:
+    async def _offer(self, sibling: _Sibling, offer: _OpenOffer) -> None:
+        """Let the other connections of this pass join, offer all to another worker, and decide who has them.
+
+        Only one of the two workers reads the byte in the token, even if both believe that it is their turn.
+        """
+        number, token = next(self._numbers), -1
         try:
-            name = "id" if request.path == DEVICE_PATH else "device"
-            device_id = parse_device_id(request.parameters().get(name, ""))
-        except (ValueError, Refusal):
+            await _end_pass()
+            if sibling.gathering is offer:
+                sibling.gathering = None
+            token = _make_token()
+            sibling.offers[number] = offer
+            if sibling.channel.try_send(Offer(number, offer.connections), (token, *offer.files)):
+                offer.is_taken = True
+                with trio.move_on_after(ANSWER_S):
+                    await offer.answered.wait()
+        except OSError:
+            pass  # no token: there are no free files
+        finally:
+            sibling.offers.pop(number, None)
+            offer.is_taken = offer.is_taken and (offer.answers == [True] or not os.read(token, 1))
+            if token >= 0:
+                os.close(token)
+            offer.decided.set()
+
+    def _sibling_for(self, head: bytes) -> _Sibling | None:
+        if (match := _DEVICE_OF_REQUEST.match(head)) is None:
             return None
-        number = self.find(device_id)
+        number = self.find(match[1].decode("ascii").upper())
         return self._siblings.get(number) if number is not None else None
 
     # The other workers
@@ -228,7 +292,6 @@ class Handover:
         if earlier is not None:
             self._drop(earlier)
         self._siblings[sibling.number] = sibling
-        self._homes = sorted((self._number, *self._siblings))
         _tell(sibling, dict(self._own))
         channel = sibling.channel
         try:
@@ -252,34 +315,37 @@ class Handover:
     ) -> None:
         match message:
             case Places():
+                sibling.has_told = True
                 for device_id, place in message.changed.items():
+                    before = self._device_at.get(device_id), self._clients_at.get(device_id)
+                    sibling.places += bool(place) - (sibling.number in before)
                     _place(self._device_at, device_id, sibling.number, bool(place & _DEVICE))
                     _place(self._clients_at, device_id, sibling.number, place == _CLIENTS)
             case Answer():
                 if (offer := sibling.offers.get(message.number)) is not None:
-                    offer[1].append(message.taken)
-                    offer[0].set()
+                    offer.answers.append(message.taken)
+                    offer.answered.set()
             case Offer():
-                accepted = self._claim(files)
-                sibling.channel.send(Answer(message.number, accepted is not None))
-                if accepted is not None:
-                    self.taken += 1
-                    nursery.start_soon(self._answer, accepted, message, take)
+                is_taken = self._claim(message, files)
+                sibling.channel.send(Answer(message.number, is_taken))
+                if is_taken:
+                    self.taken += len(message.connections)
+                    for offered, file in zip(message.connections, files[1:], strict=True):
+                        accepted = socket.socket(offered.family, socket.SOCK_STREAM, 0, file)
+                        nursery.start_soon(self._answer, accepted, offered, take)
 
-    def _claim(self, files: list[int]) -> socket.socket | None:
-        """Take the connection of an offer, unless this worker cannot, or the other one has it again."""
-        if len(files) != 2:
-            return None  # there was no free file for them
-        connection, token = files
-        try:
-            if not self.is_leaving and self._answering < _TAKEN_AT_ONCE and os.read(token, 1):
-                return socket.socket(fileno=connection)
-        finally:
-            os.close(token)
-        os.close(connection)
-        return None
+    def _claim(self, offer: Offer, files: list[int]) -> bool:
+        """Take the connections of an offer, unless this worker cannot, or the other one has them again."""
+        connections = len(offer.connections)
+        is_taken = False
+        if len(files) == 1 + connections:  # or else there were no free files for them
+            has_room = self._answering + connections <= _TAKEN_AT_ONCE and not self.is_leaving
+            is_taken = has_room and bool(os.read(files[0], 1))
+        for file in files[:1] if is_taken else files:
+            os.close(file)
+        return is_taken
 
-    async def _answer(self, accepted: socket.socket, offer: Offer, take: TakePassed) -> None:
+    async def _answer(self, accepted: socket.socket, offer: Offered, take: TakePassed) -> None:
         self._answering += 1
         try:
             await take(
@@ -294,10 +360,29 @@ class Handover:
         sibling.forget_offers()
         if self._siblings.get(sibling.number) is sibling:
             del self._siblings[sibling.number]
-            self._homes = sorted((self._number, *self._siblings))
             for places in (self._device_at, self._clients_at):
                 for device_id in [each for each, number in places.items() if number == sibling.number]:
                     del places[device_id]
+
+
+class OtherWorkers:
+    """The devices of other workers, as admission needs them, if no other instances share their bus.
+
+    Two machines with one id are contested only while another instance has one of them. The workers know
+    that, so the bus is rarely asked.
+    """
+
+    def __init__(self, cluster: OtherInstances, handover: Handover) -> None:
+        self._cluster = cluster
+        self._handover = handover
+
+    async def is_contested(self, device_id: str) -> bool:
+        """See `OtherInstances.is_contested`."""
+        return self._handover.is_elsewhere(device_id) and await self._cluster.is_contested(device_id)
+
+    async def find(self, device_id: str) -> None:
+        """See `OtherInstances.find`."""
+        await self._cluster.find(device_id)
 
 
 class BothPresences:
@@ -340,7 +425,7 @@ def _make_token() -> int:
 def _tell(sibling: _Sibling, places: dict[str, int]) -> None:
     """Tell another worker what this one has of some devices."""
     ids = list(places)
-    for start in range(0, len(ids), _PLACES_AT_ONCE):
+    for start in range(0, max(1, len(ids)), _PLACES_AT_ONCE):
         sibling.channel.send(Places({each: places[each] for each in ids[start : start + _PLACES_AT_ONCE]}))
 
 

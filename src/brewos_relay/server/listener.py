@@ -63,9 +63,7 @@ class TakeHttp(Protocol):
 class PassOn(Protocol):
     """Passes a WebSocket request to the worker that has the device. Returns whether that has taken it."""
 
-    async def __call__(
-        self, incoming: IncomingConnection, request: Request, head: bytes, rest: bytes
-    ) -> bool: ...
+    async def __call__(self, incoming: IncomingConnection, head: bytes, rest: bytes) -> bool: ...
 
 
 class Listener:
@@ -183,6 +181,8 @@ class Listener:
 
     async def _answer(self, incoming: IncomingConnection, head: bytes, rest: bytes) -> None:
         """Answer a request. If the connection stays open, the relay or the HTTP side owns it afterwards."""
+        if self._pass_on is not None and await self._pass_on(incoming, head, rest):
+            return
         request = parse_head(head)
         incoming.path = request.path
         request.peer_address, request.secure = incoming.address, incoming.secure
@@ -191,8 +191,6 @@ class Listener:
             peer = "device" if request.path == DEVICE_PATH else "client"
             try:
                 answer = accept_upgrade(request)
-                if self._pass_on is not None and await self._pass_on(incoming, request, head, rest):
-                    return
                 status = await self._admit(incoming, answer, await self._admission.check(request), rest)
             except Refusal as refusal:
                 self._handshakes[peer, str(refusal.status)] += 1

@@ -57,6 +57,8 @@ class Worker:
             each.setblocking(False)
         self.number = start.number
         self.count = start.workers
+        self.has_private_bus = start.private_bus
+        """Whether the workers of this machine are the only instances."""
         self.drain_window_s: float | None = None
         """In how much of `drain_s` this worker closes its peers; None for all of it."""
         self.handover: Handover | None = None
@@ -100,7 +102,7 @@ class Worker:
         """
         channel = self._channel
         if not self._settings.speaks_tls:
-            self.handover = Handover(self.number, per_s=self._settings.limits.admit_rate)
+            self.handover = Handover(self.number, self.count, per_s=self._settings.limits.admit_rate)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channel.run)
             nursery.start_soon(self._obey, signals)

@@ -13,12 +13,16 @@ class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Start(_Message, frozen=True):
-    """The first message: the number of the worker, from 1 on, and how many sockets come for each port."""
+    """The first message: the number of the worker, from 1 on, and how many sockets come for each port.
+
+    With a private bus, the workers are the only instances.
+    """
 
     number: int
     workers: int
     main: int
     redirect: int
+    private_bus: bool
 
 
 class Sibling(_Message, frozen=True):
@@ -102,14 +106,14 @@ class Places(_Message, frozen=True):
     changed: dict[str, int]
 
 
-class Offer(_Message, frozen=True):
-    """A connection with a WebSocket request, and a token, come with this message.
+class Offered(msgspec.Struct, frozen=True, array_like=True):
+    """A connection with a WebSocket request.
 
-    The worker that reads the byte in the token owns the connection. `head` is the request, without the empty
-    line at its end, and `rest` the data after it.
+    `family` is that of its socket. `head` is the request, without the empty line at its end, and `rest` the
+    data after it.
     """
 
-    number: int
+    family: int
     address: str
     port: int
     secure: bool
@@ -117,8 +121,18 @@ class Offer(_Message, frozen=True):
     rest: bytes
 
 
+class Offer(_Message, frozen=True):
+    """Some connections. A token comes with this message, and then their sockets.
+
+    The worker that reads the byte in the token owns all of them.
+    """
+
+    number: int
+    connections: list[Offered]
+
+
 class Answer(_Message, frozen=True):
-    """Whether the worker has taken the connection of an Offer."""
+    """Whether the worker has taken the connections of an Offer."""
 
     number: int
     taken: bool

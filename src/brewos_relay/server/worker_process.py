@@ -63,7 +63,13 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(
-        cls, number: int, count: int, sockets: ListeningSockets, environ: Mapping[str, str]
+        cls,
+        number: int,
+        count: int,
+        sockets: ListeningSockets,
+        environ: Mapping[str, str],
+        *,
+        private_bus: bool = False,
     ) -> "WorkerProcess":
         """Start a process and give it its number and the listening sockets. Raises OSError."""
         ours, theirs = socket.socketpair()
@@ -81,7 +87,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         channel = FdChannel[FromWorker](ours, FromWorker)
-        first = Start(number, count, len(sockets.main), len(sockets.redirect))
+        first = Start(number, count, len(sockets.main), len(sockets.redirect), private_bus)
         channel.send(first, [each.dup() for each in (*sockets.main, *sockets.redirect)])
         return cls(number, process, channel)
 

@@ -203,7 +203,9 @@ class Workers:
         """
         try:
             environ = {**self._environ, variable_names("instance")[0]: f"{self._name[:_NAME_CHARS]}-{number}"}
-            worker = await WorkerProcess.spawn(number, len(self._tried), self._sockets, environ)
+            worker = await WorkerProcess.spawn(
+                number, len(self._tried), self._sockets, environ, private_bus=not self._settings.bus
+            )
         except OSError as error:
             return f"could not be started ({error.strerror or error})", False
         self._running[number] = worker

@@ -112,6 +112,11 @@ class Transport:
         self.owner: Owner | None = None
 
     @property
+    def family(self) -> int:
+        """The address family of the socket."""
+        return self._socket.family
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self.fd < 0
