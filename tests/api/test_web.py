@@ -1,3 +1,4 @@
+import hashlib
 import mimetypes
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from brewos_relay.errors import SettingsError
 
 MakeApp = Callable[[Path | None], QuartTrio]
 
-INDEX = b"<!doctype html><title>app</title>"
+INDEX_FILE = b"<!doctype html><html><head><title>app</title>"
+# The index page as it is sent: with the relay's script.
+INDEX = INDEX_FILE.replace(b"<head>", b'<head><script src="/console/app_entry.js"></script>')
 SCRIPT = b"console.log('hello');" * 20_000
 SECRET = b"not for the web"
 
@@ -23,7 +26,7 @@ def dist(tmp_path: Path) -> Path:
     root = tmp_path / "dist"
     (root / "assets").mkdir(parents=True)
     (root / ".well-known").mkdir()
-    (root / "index.html").write_bytes(INDEX)
+    (root / "index.html").write_bytes(INDEX_FILE)
     (root / "sw.js").write_bytes(b"self.skipWaiting();")
     (root / "manifest.json").write_bytes(b"{}")
     (root / ".env").write_bytes(SECRET)
@@ -62,7 +65,6 @@ def open_files() -> list[Path]:
         "/machines",
         "/machines/",
         "/machine/BRW-00000001/stats",
-        "/pair?id=BRW-00000001&token=x",
         "/auth/callback",
         "/missing.js",
         "/apiary",
@@ -284,10 +286,52 @@ async def test_cached_file_is_a_304(app: QuartTrio, path: str) -> None:
 
 async def test_a_changed_file_is_sent_again(app: QuartTrio, dist: Path) -> None:
     first = await get(app, "/")
-    (dist / "index.html").write_bytes(INDEX + b"!")
+    (dist / "index.html").write_bytes(INDEX_FILE + b"!")
     again = await get(app, "/", If_None_Match=first.headers["ETag"])
     assert again.status_code == 200
     assert await again.get_data() == INDEX + b"!"
+
+
+async def test_files_on_disk_stay_unmodified_and_the_index_has_an_etag_of_its_own(
+    app: QuartTrio, dist: Path
+) -> None:
+    response = await get(app, "/index.html")
+    assert await response.get_data() == INDEX
+    assert (dist / "index.html").read_bytes() == INDEX_FILE
+    assert response.content_length == len(INDEX)
+    assert response.headers["ETag"] == f'"{hashlib.sha256(INDEX).hexdigest()[:32]}"'
+    part = await get(app, "/", Range="bytes=0-14")
+    assert (part.status_code, await part.get_data()) == (206, INDEX[:15])
+
+
+async def test_huge_index_is_sent_as_it_is(app: QuartTrio, dist: Path) -> None:
+    huge = INDEX_FILE + b" " * 2**20
+    (dist / "index.html").write_bytes(huge)
+    assert await (await get(app, "/")).get_data() == huge
+
+
+async def test_index_replaced_after_the_check_is_not_sent(
+    app: QuartTrio, dist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = web._find
+
+    def find_and_swap(root: Path, path: str) -> web._File | None:
+        found = find(root, path)
+        (dist / "index.html").unlink()
+        (dist / "index.html").write_bytes(SECRET)
+        return found
+
+    monkeypatch.setattr(web, "_find", find_and_swap)
+    response = await get(app, "/index.html")
+    assert response.status_code == 503
+    assert SECRET not in await response.get_data()
+
+
+async def test_pair_and_login_are_pages_of_the_relay(app: QuartTrio) -> None:
+    for path in ("/pair", "/pair?id=BRW-00000001&token=x&share=true", "/login", "/console/pair"):
+        response = await get(app, path)
+        assert response.status_code == 200
+        assert b"brewos-relay" in await response.get_data()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import now_ms
+from support.app_build import write_app
 from support.chromium import Page, needs_browser, open_page
 
 pytestmark = needs_browser
@@ -178,14 +179,57 @@ async def test_scanned_code_is_kept_until_sign_in(tmp_path: Path) -> None:
         await page.see("Done")
 
 
-async def test_besides_a_web_app_signing_in_leads_to_it(tmp_path: Path) -> None:
-    dist = tmp_path / "dist"
-    dist.mkdir()
-    (dist / "index.html").write_text("<!doctype html><title>app</title><p>The app")
+async def test_built_app_leads_to_the_pages_of_the_relay(tmp_path: Path) -> None:
+    dist = write_app(tmp_path / "dist")
     async with open_walk(tmp_path, web_dist_path=dist, google_client_ids=("an-id",)) as (server, page):
-        await page.go(f"{server.url}/login#invite={INVITE}")
-        await page.see("You can also sign in with Google.")
+        # A signed-out user with a link of a machine signs in, and comes back to it.
+        await page.go(f"{server.url}/pair?id={MACHINE}&token={CLAIM}")
+        await at(page, "/login")
+        await page.run(f"location.hash = 'invite={INVITE}'")
         await page.press("#accept")
         await page.press("#skip")
-        await page.see("The app")
-        assert (await kept(page))["user"]["email"] == EMAIL
+        await page.see(f"Add the machine {MACHINE}.")
+        await page.press("#scanned button")
+        await page.press("#done a")
+        await page.see(f"Dashboard of {EMAIL} at /")
+        # The service worker has taken over once the app has reloaded: this is no first visit any more.
+        await page.wait_for("performance.getEntriesByType('navigation')[0].type === 'reload' && !!window.app")
+        await page.run("app.navigate('/settings')")
+        await page.see(f"Dashboard of {EMAIL} at /settings")
+        await page.run("app.signOut()")
+        await page.see("E-mail address")
+        assert await page.run("location.pathname + location.search") == "/login?next=%2Fsettings"
+        await page.go(server.url + "/")
+        await page.see("E-mail address")
+        assert await page.run("location.pathname") == "/login"
+
+        # The app's own sign-in page stays in reach, for ways to sign in that only the app offers.
+        await page.see("You can also sign in with Google.")
+        await page.press("#elsewhere a")
+        await page.see("Connect Locally")
+
+        # Without a network, the app itself is shown. It does not load in a loop.
+        await page.run("navigator.serviceWorker.controller.postMessage('offline')")
+        await page.go(server.url + "/machines")
+        await page.see("Connect Locally")
+        await page.run("window.wasHere = true")
+        await trio.sleep(0.3)
+        assert await page.run("window.wasHere")
+
+
+async def test_add_a_machine_beside_a_built_app_stays_in_the_console(tmp_path: Path) -> None:
+    dist = write_app(tmp_path / "dist")
+    async with open_walk(tmp_path, web_dist_path=dist) as (server, page):
+        await page.go(f"{server.url}/login?next=/console#invite={INVITE}")
+        await page.press("#accept")
+        await page.press("#skip")
+        await page.see("You have no machines yet.")
+        await page.press("#add")
+        await at(page, "/console/pair")
+        await page.see("Short code")
+        await page.press("#back")
+        await at(page, "/console")
+        await page.run("localStorage.setItem('brewos-demo-mode', 'true')")
+        await page.go(f"{server.url}/login?exitDemo=true")
+        await page.see("Signed in")
+        assert await page.run("localStorage.getItem('brewos-demo-mode')") is None

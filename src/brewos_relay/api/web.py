@@ -14,6 +14,7 @@ from quart import Blueprint, Response, abort, current_app, request
 from quart.wrappers.response import ResponseBody
 from werkzeug.routing import PathConverter
 
+from brewos_relay.api.app_index import MOST_BYTES, with_entry_script
 from brewos_relay.api.ranges import limit_to_range
 from brewos_relay.errors import SettingsError
 
@@ -109,7 +110,8 @@ def web_blueprint(root: Path) -> Blueprint:
     """Make the blueprint that serves a built single-page app from a folder.
 
     A path without a file gets index.html, as the app has its own routes. Only below /assets, where names are
-    hashed, it gets 404. Raises errors.SettingsError if the folder has no index.html.
+    hashed, it gets 404. index.html is sent with a script that leads signed-out users to the relay's own
+    pages, see `app_index`. Raises errors.SettingsError if the folder has no index.html.
     """
     if _find(root, INDEX) is None:
         raise SettingsError(
@@ -130,9 +132,20 @@ def web_blueprint(root: Path) -> Blueprint:
         found = found or await trio.to_thread.run_sync(_find, root, INDEX)
         if found is None:
             abort(503)  # the app is being replaced right now
+        if found.names == (INDEX,) and found.size_bytes <= MOST_BYTES:
+            return await _send_index(found)
         return await _send_file(found, immutable=immutable)
 
     return blueprint
+
+
+async def _send_index(found: _File) -> Response:
+    """Send the index page of the app, with the relay's script."""
+    try:
+        content = with_entry_script(await trio.to_thread.run_sync(_read, found))
+    except OSError:
+        abort(503)  # the app is being replaced right now
+    return await _send_page(_page(content, _content_type(found.names)))
 
 
 async def _send_file(found: _File, *, immutable: bool) -> Response:
@@ -201,6 +214,12 @@ def _open(found: _File, first: int) -> BinaryIO:
     return os.fdopen(file, "rb", buffering=0)
 
 
+def _read(found: _File) -> bytes:
+    """Read a file that was found. Raises OSError like `_open`. Runs in a worker thread."""
+    with _open(found, 0) as file:
+        return file.read(found.size_bytes)
+
+
 def _open_below(root: Path, names: Sequence[str]) -> int:
     """Open a file by its names below a folder. Fails if one of them is a link, even one created just now."""
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -223,24 +242,24 @@ def _content_type(names: Sequence[str]) -> str:
     return CONTENT_TYPES.get(suffix.lower(), "application/octet-stream")
 
 
-# /login exists besides a built web app too, as that app may be built without a way to sign in.
-_LOGIN: Final = ("/login", "login.html")
+# These exist besides a built web app too, as that app may be built without a way to sign in.
+_ENTRIES: Final = (("/login", "login.html"), ("/pair", "pair.html"))
 _PAGES: Final = (
     ("/", "index.html"),
     ("/machine/<device:device_id>", "machine.html"),
-    ("/pair", "pair.html"),
     ("/admin", "admin.html"),
 )
 _ALSO: Final = (
     ("/console", "index.html"),
     ("/console/machine/<device:device_id>", "machine.html"),
+    ("/console/pair", "pair.html"),
     ("/console/admin", "admin.html"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A file of the console."""
+    """A page or a part of one, in memory."""
 
     content: bytes
     content_type: str
@@ -248,7 +267,7 @@ class _Page:
 
 
 def console_blueprint(*, beside_app: bool) -> Blueprint:
-    """Make the blueprint of the console. `beside_app` limits it to /login and paths below /console."""
+    """Make the blueprint of the console. `beside_app` limits it to /login, /pair and paths below /console."""
     blueprint = Blueprint("console", __name__)
     pages = _read_pages()
 
@@ -258,7 +277,7 @@ def console_blueprint(*, beside_app: bool) -> Blueprint:
 
         return view
 
-    for path, name in (_LOGIN, *_ALSO, *(() if beside_app else _PAGES)):
+    for path, name in (*_ENTRIES, *_ALSO, *(() if beside_app else _PAGES)):
         blueprint.add_url_rule(path, path.strip("/") or "home", send(name), methods=["GET"])
 
     @blueprint.get("/console/<name>")
@@ -274,11 +293,14 @@ def _read_pages() -> dict[str, _Page]:
     """Read the pages, scripts and styles of the console, by name."""
     folder = files("brewos_relay") / "console"
     return {
-        entry.name: _Page(content, CONTENT_TYPES[suffix], hashlib.sha256(content).hexdigest()[:32])
+        entry.name: _page(entry.read_bytes(), CONTENT_TYPES[suffix])
         for entry in folder.iterdir()
         if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES
-        for content in [entry.read_bytes()]
     }
+
+
+def _page(content: bytes, content_type: str) -> _Page:
+    return _Page(content, content_type, hashlib.sha256(content).hexdigest()[:32])
 
 
 async def _send_page(page: _Page) -> Response:

@@ -8,6 +8,7 @@ import { clearSession, storedSession } from "./login_session.js";
 const base = location.pathname.startsWith("/console") ? "/console" : "";
 
 export const homePage = base || "/";
+export const pairPage = `${base}/pair`;
 export const machinePage = (deviceId) => `${base}/machine/${encodeURIComponent(deviceId)}`;
 
 /** Show the user and the sign-out button. Return the session, or null while the browser goes to /login. */

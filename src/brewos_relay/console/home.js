@@ -1,7 +1,7 @@
 // The home page: the machines and login sessions of the user, kept up to date.
 
 import { byId, goToLogin, pollWhileVisible, setText } from "./dom.js";
-import { showAdminLink, showHeader } from "./header.js";
+import { pairPage, showAdminLink, showHeader } from "./header.js";
 import { SignedOut } from "./login_session.js";
 import { refreshMachines } from "./machine_list.js";
 import { refreshNotices } from "./notices.js";
@@ -22,6 +22,7 @@ async function refresh() {
   }
 }
 
+byId("add").href = pairPage;
 if (showHeader(problem)) {
   pollWhileVisible(refresh, EVERY_MS);
   showAdminLink().catch(() => {});

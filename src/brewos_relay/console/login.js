@@ -50,6 +50,8 @@ async function showInvited() {
 
 function start() {
   setText(problem);
+  // The web app leaves its demo mode by this link, and expects its own sign-in page to end the mode.
+  if (new URLSearchParams(location.search).has("exitDemo")) localStorage.removeItem("brewos-demo-mode");
   if (inviteToken()) return showInvited();
   if (new URLSearchParams(location.search).has("expired")) {
     setText(byId("notice"), "Your session has ended. Sign in again.");

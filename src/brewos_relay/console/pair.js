@@ -2,6 +2,7 @@
 
 import { sendSignedIn } from "./api.js";
 import { byId, goToLogin, onAction, setText } from "./dom.js";
+import { homePage } from "./header.js";
 import { storedSession } from "./login_session.js";
 
 const KEY = "brewos_relay_pairing";
@@ -51,6 +52,8 @@ onAction(byId("typed"), problem, async () => {
   showDone();
 });
 
+byId("back").href = homePage;
+byId("done").firstElementChild.href = homePage;
 if (!storedSession()) {
   goToLogin();
 } else if (scanned) {
