@@ -171,6 +171,43 @@ async def test_row_5_refresh(tmp_path: Path) -> None:
             assert (await ask_as(server, fresh, "GET", "/api/devices")).status == 200
 
 
+async def test_row_5_the_session_survives_answers_that_are_lost_for_longer_than_the_grace_period(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed_s = 0.0
+    monkeypatch.setattr(
+        "brewos_relay.api.login_sessions.now_ms", lambda: now_ms() + round(passed_s * 1000)
+    )
+
+    async def refresh(server: HereServer, kept: dict[str, Any], *, lost: bool = False) -> dict[str, Any]:
+        """Refresh as the app does: one request, and after 1 s and 2 s more if no answer arrives."""
+        nonlocal passed_s
+        for pause_s in (0, 1, 2) if lost else (0,):
+            passed_s += pause_s
+            told = await ask(server, "POST", "/api/auth/refresh", {"refreshToken": kept["refreshToken"]})
+            assert told.status == 200  # on 401 and 403, the app erases its session
+        return kept if lost else kept | told.content
+
+    async with serve_here(tmp_path) as server:
+        kept = await with_machine(server)
+        for away_s in (90, 3600, 8 * 3600, 5 * DAY_S):
+            # The server exchanges the token each time. The app keeps the old one, and its timer tries again.
+            await refresh(server, kept, lost=True)
+            passed_s += 30
+            await refresh(server, kept, lost=True)
+            passed_s += away_s
+            # Two tabs share what is stored, and start their refreshes together.
+            kept, other = await refresh(server, kept), await refresh(server, kept)
+            assert other["refreshToken"] == kept["refreshToken"]
+            devices = await ask_as(server, kept, "GET", "/api/devices")
+            assert [device["id"] for device in devices.content["devices"]] == [MACHINE]
+            passed_s += 3300
+            kept = await refresh(server, kept)
+        # It is the same session all the time, and its user can still end it.
+        sessions = await ask_as(server, kept, "GET", "/api/auth/sessions")
+        assert [each["current"] for each in sessions.content["sessions"]] == [True]
+
+
 @pytest.mark.parametrize("token", ["", "nonsense", "x" * 43])
 async def test_row_5_only_an_invalid_refresh_token_ends_the_session_of_an_app(
     tmp_path: Path, token: str
