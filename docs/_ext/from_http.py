@@ -16,6 +16,9 @@ _GROUPS: Final = {
     "/api/auth/": "Accounts and sessions",
     "/api/me": "Accounts and sessions",
     "/api/devices": "Devices, pairing and sharing",
+    "/api/logs": "Logs, notifications and firmware",
+    "/api/push/": "Logs, notifications and firmware",
+    "/api/firmware/": "Logs, notifications and firmware",
     "/api/admin/": "Administration",
     "/api/": "Server information",
 }
@@ -79,11 +82,11 @@ def _route(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
         yield ""
     if body := operation.get("requestBody"):
         optional = "" if body["required"] else ", optional"
-        yield f"Body: {_kind(_schema_in(body))}{optional}."
+        yield f"Body: {_kind(_schema_in(body))}{_media_of(body)}{optional}."
         yield ""
     for status, answer in operation["responses"].items():
         if int(status) < 400:
-            yield f"Response: {_kind(_schema_in(answer))} ({status})."
+            yield f"Response: {_kind(_schema_in(answer))}{_media_of(answer)} ({status})."
     refusals = sorted(status for status in operation["responses"] if int(status) >= 400)
     yield f"Refused with [{', '.join(refusals)}](#refusals)."
 
@@ -102,8 +105,14 @@ def refusals() -> str:
 
 
 def _schema_in(holder: dict[str, Any]) -> dict[str, Any]:
-    schema: dict[str, Any] = holder["content"]["application/json"]["schema"]
+    (content,) = holder["content"].values()
+    schema: dict[str, Any] = content["schema"]
     return schema
+
+
+def _media_of(holder: dict[str, Any]) -> str:
+    (media,) = holder["content"]
+    return "" if media == "application/json" else f" as `{media}`"
 
 
 def _type(name: str, schema: dict[str, Any]) -> Iterator[str]:

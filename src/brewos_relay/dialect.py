@@ -70,6 +70,10 @@ class StateKind(enum.IntEnum):
     """It only carries the next `seq`."""
     KEPT = 4
     """The last message of its type is kept unchanged, beside the state."""
+    LOG = 5
+    """It is a log line and does not change the state. The last ones may be kept."""
+    LOG_CONFIG = 6
+    """It says whether log lines are kept, and does not change the state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,8 @@ class Dialect:
     """Types that a lagging client may miss, since the next message of the type repeats everything."""
     log: str | None = None
     """The type of log lines. A lagging client gets only those with the `level` "error"."""
+    log_config: str | None = None
+    """The type of a message with the log settings of the device; it needs `log`."""
     volatile: tuple[Volatile, ...] = ()
     """Parts of the state that change within seconds. Clients are not told them after an absence."""
     says_state_within_s: float = 0.75
@@ -117,6 +123,8 @@ class Dialect:
     # Derived from the fields above
     state_kinds: Mapping[str, StateKind] = field(init=False, repr=False, compare=False)
     """The messages that change the last known state, by type."""
+    snapshot_kinds: Mapping[str, StateKind] = field(init=False, repr=False, compare=False)
+    """All messages that a snapshot keeps, by type: those of `state_kinds` and log lines."""
     state_requests: frozenset[str] = field(init=False, repr=False, compare=False)
     """All types of requests for the state."""
 
@@ -128,6 +136,9 @@ class Dialect:
             if self.state_change is not None:
                 kinds[self.state_change] = StateKind.CHANGE
         object.__setattr__(self, "state_kinds", kinds)
+        logs = {self.log: StateKind.LOG, self.log_config: StateKind.LOG_CONFIG}
+        logged = {name: kind for name, kind in logs.items() if name is not None and self.log is not None}
+        object.__setattr__(self, "snapshot_kinds", {**logged, **kinds})
         asked = {self.state_request} if self.state_request is not None else set()
         object.__setattr__(self, "state_requests", self.full_state_requests | asked)
 
@@ -261,6 +272,7 @@ BREWOS: Final = Dialect(
     info="device_info",
     superseded=frozenset({"esp_status", "pico_status", "power_meter_status", "scale_status", "stats"}),
     log="log",
+    log_config="log_config",
     volatile=(
         *(Volatile(group) for group in ("shot", "scale", "power", "pressure")),
         Volatile("machine", "isBrewing"),

@@ -1,12 +1,13 @@
 """Live devices: what the API shows of connections, and the view of a relay of one instance."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import trio
 
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.device_log import LogConfig
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import DeviceInfo
@@ -36,6 +37,34 @@ def live_device(relay: Relay, device_id: str) -> LiveDevice:
         relay.info_of(device_id),
         [grant.user_id for grant in relay.grants_of(device_id)],
     )
+
+
+LogAction: TypeAlias = Literal["look", "read", "clear"]
+"""What to do with the log of a device: look at its settings and size, read its lines too, or clear it."""
+
+
+class LogView(msgspec.Struct, frozen=True):
+    """The log of a device, as far as the relay has it.
+
+    `config` is what the device said last about its logging, and `age_s` how long ago. `lines` are there if
+    they were asked for.
+    """
+
+    config: LogConfig
+    age_s: float
+    size_bytes: int
+    lines: list[str] = []
+
+
+def view_log(relay: Relay, device_id: str, action: LogAction) -> LogView | None:
+    """Return what an instance has of a device's log; None if the device has not sent its log settings."""
+    log = relay.log_of(device_id)
+    if log is None:
+        return None
+    if action == "clear":
+        log.clear()
+    lines = log.lines() if action == "read" else []
+    return LogView(log.config, trio.current_time() - log.config_at, log.size_bytes, lines)
 
 
 class LocalView:
@@ -68,6 +97,11 @@ class LocalView:
         """Return the last known state of a device; see `Relay.state_of`."""
         await trio.lowlevel.checkpoint()
         return self._relay.state_of(device_id)
+
+    async def log_of(self, device_id: str, action: LogAction) -> LogView | None:
+        """Return the log of a device; see `view_log`."""
+        await trio.lowlevel.checkpoint()
+        return view_log(self._relay, device_id, action)
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
         """Send a message to a device."""

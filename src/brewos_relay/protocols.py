@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.instances import Bucket, BucketsTaken
-from brewos_relay.live_devices import LiveDevice, PeerCounts
+from brewos_relay.live_devices import LiveDevice, LogAction, LogView, PeerCounts
 from brewos_relay.messages import Message
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldPairing
@@ -41,6 +41,10 @@ class RelayView(Protocol):
 
     async def state_of(self, device_id: str) -> dict[str, Any] | None:
         """Return the last known state of a device: its age, its stale groups, and `messages` by type."""
+        ...
+
+    async def log_of(self, device_id: str, action: LogAction) -> LogView | None:
+        """Return the log of a device; None if the device has not sent its log settings."""
         ...
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:

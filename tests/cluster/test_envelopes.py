@@ -13,6 +13,8 @@ from brewos_relay.cluster.envelopes import (
     DeviceMessages,
     DeviceState,
     Envelope,
+    LogAnswer,
+    LogRequest,
     NotHere,
     Outcome,
     StateAnswer,
@@ -25,7 +27,9 @@ from brewos_relay.cluster.envelopes import (
     state_in,
     unpack,
 )
+from brewos_relay.core.device_log import LogConfig
 from brewos_relay.core.snapshot import RestoredState, SnapshotState
+from brewos_relay.live_devices import LogView
 from brewos_relay.messages import Message
 
 ID = "BRW-00000001"
@@ -44,6 +48,9 @@ TEXT, BINARY = Message(b'{"type":"status"}'), Message(b"\x80", is_text=False)
         StateRequest("a", ID, 1),
         StateAnswer(1, b"{}"),
         StateAnswer(1, None),
+        LogRequest("a", ID, 1, "read"),
+        LogAnswer(1, LogView(LogConfig(enabled=True), 0.5, 7, ["a line"])),
+        LogAnswer(1, None),
     ],
     ids=lambda envelope: type(envelope).__name__,
 )

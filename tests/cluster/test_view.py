@@ -167,6 +167,30 @@ async def test_state_is_asked_of_the_instance_that_has_the_device(
         assert await mode_of(b) == "on"
 
 
+async def test_log_is_read_and_cleared_where_the_device_is(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        assert await b.view.log_of(DEVICE_ID, "look") is None
+        device = await a.online_device()
+        await device.send({"type": "log_config", "enabled": True})
+        await device.send({"type": "log", "level": "info", "source": "esp32", "message": "Pump on"})
+        await trio.sleep(2)
+        for view in (a.view, b.view):
+            looked = await view.log_of(DEVICE_ID, "look")
+            assert looked is not None
+            assert (looked.config.enabled, looked.lines) == (True, [])
+            assert looked.age_s == pytest.approx(2)
+            read = await view.log_of(DEVICE_ID, "read")
+            assert read is not None
+            assert [line.rpartition(": ")[2] for line in read.lines] == ["Pump on"]
+        cleared = await b.view.log_of(DEVICE_ID, "clear")
+        assert cleared is not None
+        assert cleared.size_bytes == 0
+        assert a.relay.log_of(DEVICE_ID).lines() == []  # type: ignore[union-attr]
+        broker.stop("a")
+        assert await b.view.log_of(DEVICE_ID, "look") is None
+
+
 async def test_message_of_the_relay_reaches_the_device_on_any_instance(autojump_clock: MockClock) -> None:
     broker = MemoryBroker()
     async with open_instances("a", "b", broker=broker) as (a, b):

@@ -175,9 +175,7 @@ async def test_row_5_the_session_survives_answers_that_are_lost_for_longer_than_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed_s = 0.0
-    monkeypatch.setattr(
-        "brewos_relay.api.login_sessions.now_ms", lambda: now_ms() + round(passed_s * 1000)
-    )
+    monkeypatch.setattr("brewos_relay.api.login_sessions.now_ms", lambda: now_ms() + round(passed_s * 1000))
 
     async def refresh(server: HereServer, kept: dict[str, Any], *, lost: bool = False) -> dict[str, Any]:
         """Refresh as the app does: one request, and after 1 s and 2 s more if no answer arrives."""
@@ -403,16 +401,49 @@ async def test_row_15_links_have_the_public_url(tmp_path: Path) -> None:
         assert content["url"].startswith("https://home.example/pair?")
 
 
-# Rows 16 to 26: not implemented
+async def test_rows_16_to_19_logs(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        session = await with_machine(server)
+        device = await server.device(MACHINE)
+
+        async def command() -> dict[str, Any]:
+            return {name: value for name, value in (await device.read_json()).items() if name != "type"}
+
+        for path, field in (("pico", "picoEnabled"), ("debug", "debugEnabled"), ("enable", "enabled")):
+            form = b'--x\r\nContent-Disposition: form-data; name="enabled"\r\n\r\ntrue\r\n--x--\r\n'
+            kind = "multipart/form-data; boundary=x"
+            url = f"/api/logs/{path}?device={MACHINE}"
+            told = await ask(server, "POST", url, form, token=session["accessToken"], content_type=kind)
+            assert told.status == 200
+            assert await command() == {"cmd": "set_log_config", field: True}
+            assert await command() == {"cmd": "get_log_config"}
+        config = {"type": "log_config", "enabled": True, "picoEnabled": True, "debugEnabled": True, "size": 0}
+        await device.send(text(config))
+        await device.send(text({"type": "log", "level": "info", "source": "pico", "message": "Pump on"}))
+        await device.show_life()
+        info = await ask_as(server, session, "GET", f"/api/logs/info?device={MACHINE}")
+        size = info.content.pop("size")
+        assert info.content == {
+            "enabled": True,
+            "maxSize": 65536,
+            "picoForwarding": True,
+            "debugLogs": True,
+        }
+        assert 50 < size < 100
+        log = await ask_as(server, session, "GET", f"/api/logs?device={MACHINE}")
+        assert log.response.body.endswith(b" info pico: Pump on\n")
+        assert (await ask_as(server, session, "DELETE", f"/api/logs?device={MACHINE}")).status == 200
+        assert await command() == {"cmd": "clear_logs"}
+        log = await ask_as(server, session, "GET", f"/api/logs?device={MACHINE}")
+        assert (log.status, log.response.body) == (200, b"")
+
+
+# Rows 20 to 26: not implemented
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", f"/api/logs/info?device={MACHINE}"),
-        ("GET", f"/api/logs?device={MACHINE}"),
-        ("DELETE", f"/api/logs?device={MACHINE}"),
-        ("POST", f"/api/logs/enable?device={MACHINE}"),
         ("GET", "/api/push/vapid-key"),
         ("POST", "/api/push/subscribe"),
         ("POST", "/api/push/unsubscribe"),
@@ -423,11 +454,9 @@ async def test_row_15_links_have_the_public_url(tmp_path: Path) -> None:
         ("POST", "/api/push/notify"),
     ],
 )
-async def test_rows_16_to_26_are_a_404_in_json(tmp_path: Path, method: str, path: str) -> None:
+async def test_rows_20_to_26_are_a_404_in_json(tmp_path: Path, method: str, path: str) -> None:
     async with serve_here(tmp_path) as server:
-        body = b"--x\r\n\r\n--x--" if "logs" in path else {}
-        told = await ask(server, method, path, body, content_type="multipart/form-data; boundary=x")
-        check_refusal(told, 404)
+        check_refusal(await ask(server, method, path, {}), 404)
 
 
 # All endpoints

@@ -597,6 +597,24 @@ async def test_info_of_a_device_can_be_read() -> None:
         assert relay.info_of(ONE) == DeviceInfo(machine_type="dual_boiler")
 
 
+async def test_log_of_a_device_is_kept_for_a_while_after_it_went() -> None:
+    async with open_relay(dialect=BREWOS) as relay:
+        assert relay.log_of(ONE) is None
+        device = ScriptedPeer()
+        relay.attach_device(ONE, device)
+        await wait_all_tasks_blocked()
+        device.say({"type": "status", "seq": 1})
+        device.say({"type": "log_config", "enabled": True})
+        device.say({"type": "log", "message": "Pump on"})
+        await wait_all_tasks_blocked()
+        log = relay.log_of(ONE)
+        assert log is not None
+        assert len(log.lines()) == 1
+        device.leave()
+        await wait_all_tasks_blocked()
+        assert relay.log_of(ONE) is log
+
+
 async def test_the_state_of_a_device_can_be_asked_for(autojump_clock: MockClock) -> None:
     async with open_relay(dialect=BREWOS) as relay:
         assert relay.state_of(ONE) is None

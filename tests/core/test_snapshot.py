@@ -20,7 +20,7 @@ from brewos_relay.core.snapshot import (
     SmallSnapshot,
     Snapshot,
 )
-from brewos_relay.dialect import BREWOS, Volatile
+from brewos_relay.dialect import BREWOS, NEUTRAL, Volatile
 from brewos_relay.messages import Message, encode
 from support.state_messages import Float32, binary, float32, snapshot_of, status_of, update
 
@@ -719,3 +719,30 @@ def test_restored_state_is_shown_once() -> None:
     assert snapshot.show()
     assert not snapshot.show()
     assert snapshot.messages() != []
+
+
+LOG_ON, LOG_OFF = (encode({"type": "log_config", "enabled": on}) for on in (True, False))
+LOG_LINE = encode({"type": "log", "level": "info", "source": "esp32", "message": "Pump on"})
+
+
+async def test_snapshot_keeps_log_lines_beside_the_state() -> None:
+    snapshot = Snapshot(BREWOS)
+    snapshot.update(LOG_LINE, "log", None)
+    snapshot.update(LOG_ON, "log_config", None)
+    snapshot.update(LOG_LINE, "log", None)
+    log = snapshot.log
+    assert log is not None
+    assert len(log.lines()) == 1
+    snapshot.update(LOG_OFF, "log_config", None)
+    assert not log.config.enabled
+    # They are no part of the state.
+    assert snapshot.empty
+    assert snapshot.messages() == []
+    assert not snapshot.is_due_for_saving(1e9, every_s=0)
+
+
+@pytest.mark.parametrize("snapshot", [SmallSnapshot(BREWOS), Snapshot(NEUTRAL)])
+async def test_no_log_is_kept_of_anonymous_and_unknown_devices(snapshot: Snapshot) -> None:
+    snapshot.update(LOG_ON, "log_config", None)
+    snapshot.update(LOG_LINE, "log", None)
+    assert snapshot.log is None

@@ -21,11 +21,12 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.device_log import DeviceLog
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import DeviceInfo
-from brewos_relay.live_devices import LiveDevice, PeerCounts
+from brewos_relay.live_devices import LiveDevice, LogAction, LogView, PeerCounts
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
@@ -54,6 +55,7 @@ class PlainRelay:
     sent: list[tuple[str, Message]] = field(default_factory=list)
     grants: dict[str, list[Grant]] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+    logs: dict[str, DeviceLog] = field(default_factory=dict)
     outcome: RemoteOutcome = "delivered"
     """What becomes of each message for a device."""
     client_count: int = 0
@@ -73,6 +75,14 @@ class PlainRelay:
 
     async def state_of(self, device_id: str) -> dict[str, Any] | None:
         return self.states.get(device_id)
+
+    async def log_of(self, device_id: str, action: LogAction) -> LogView | None:
+        log = self.logs.get(device_id)
+        if log is not None and action == "clear":
+            log.clear()
+        lines = log.lines() if log is not None and action == "read" else []
+        age_s = trio.current_time() - log.config_at if log is not None else 0.0
+        return LogView(log.config, age_s, log.size_bytes, lines) if log is not None else None
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
         if self.outcome == "delivered":

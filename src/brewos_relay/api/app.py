@@ -16,6 +16,7 @@ from brewos_relay.api.admin_instances import AdminInstanceRoutes, SurveyInstance
 from brewos_relay.api.authentication import Authenticator, current_caller, store_caller
 from brewos_relay.api.browser_security import CrossSiteCheck, SecurityHeaders
 from brewos_relay.api.device_access import DeviceIdConverter
+from brewos_relay.api.device_logs import LogRoutes
 from brewos_relay.api.device_users import DeviceUserRoutes
 from brewos_relay.api.devices import LISTED_AT_MOST, DeviceRoutes
 from brewos_relay.api.error_handlers import ErrorHandlers
@@ -110,6 +111,7 @@ def create_app(
         SharingRoutes(
             store=store, authenticator=authenticator, request_limits=request_limits, proxy_trust=proxy_trust
         ).blueprint(),
+        LogRoutes(relay=relay, store=store, authenticator=authenticator).blueprint(),
         ActivityRoutes(store=store, authenticator=authenticator).blueprint(),
         # Administration of the server.
         AdminAccountRoutes(store=store, authenticator=authenticator, proxy_trust=proxy_trust).blueprint(),

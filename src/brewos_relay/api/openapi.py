@@ -76,6 +76,11 @@ class Description:
     query: type[msgspec.Struct] | None
     refusals: frozenset[int]
     needs_token: bool
+    body_media: str
+    answer_media: str
+
+
+_JSON: Final = "application/json"
 
 
 def described(
@@ -88,10 +93,13 @@ def described(
     query: type[msgspec.Struct] | None = None,
     refusals: Iterable[int] = (),
     needs_token: bool = True,
+    body_media: str = _JSON,
+    answer_media: str = _JSON,
 ) -> Callable[[V], V]:
     """Decorate a view with its description.
 
-    `answer` and `body` are types that msgspec supports. `query` is a struct with a field for each parameter.
+    `answer` and `body` are types that msgspec supports, with the media types `answer_media` and `body_media`.
+    `query` is a struct with a field for each parameter.
     `refusals` are the error statuses beyond those that are implied: 400, 413 and 415 with a body, 400 with a
     query, 401 with a token, 403 for all methods but GET, 404 with an id in the path; 429, 431 and 503 always.
     """
@@ -104,6 +112,8 @@ def described(
         query=query,
         refusals=frozenset(refusals),
         needs_token=needs_token,
+        body_media=body_media,
+        answer_media=answer_media,
     )
 
     def note(view: V) -> V:
@@ -245,7 +255,7 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
         too_large["413"] = {"description": "the body is too large; it was not read"}
         operation["requestBody"] = {
             "required": not description.body_optional,
-            "content": _json_content(types.schema_of(description.body)),
+            "content": {description.body_media: {"schema": types.schema_of(description.body)}},
         }
     if description.needs_token:
         refusals.add(401)
@@ -255,7 +265,7 @@ def _operation(route: Route, description: Description, types: _Types) -> dict[st
     operation["responses"] = {
         str(description.status): {
             "description": HTTPStatus(description.status).phrase,
-            "content": _json_content(types.schema_of(description.answer)),
+            "content": {description.answer_media: {"schema": types.schema_of(description.answer)}},
         },
         **{
             str(status): {"description": _REFUSALS[status], "content": problem} for status in sorted(refusals)

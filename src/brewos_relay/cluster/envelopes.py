@@ -7,7 +7,7 @@ import msgspec
 
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import RestoredState, SnapshotState
-from brewos_relay.live_devices import LiveDevice
+from brewos_relay.live_devices import LiveDevice, LogAction, LogView
 from brewos_relay.messages import Message
 
 Payload: TypeAlias = tuple[bytes, bool]
@@ -111,6 +111,20 @@ class ChangesWritten(_Envelope, tag=13):
     sender: Name
 
 
+class LogRequest(_OfDevice, tag=14):
+    """Asks for the log of a device, or for the same without its lines, or clears it."""
+
+    number: int
+    action: LogAction
+
+
+class LogAnswer(_Envelope, tag=15):
+    """Answers a `LogRequest`; None if the device has not sent its log settings."""
+
+    number: int
+    log: LogView | None
+
+
 class LiveRequest(_Envelope, tag=10):
     """Asks what an instance knows of the connections of devices."""
 
@@ -138,6 +152,8 @@ Envelope: TypeAlias = (
     | StateAnswer
     | LiveRequest
     | LiveAnswer
+    | LogRequest
+    | LogAnswer
     | Confirmed
     | ChangesWritten
 )

@@ -16,6 +16,8 @@ from brewos_relay.cluster.envelopes import (
     Envelope,
     LiveAnswer,
     LiveRequest,
+    LogAnswer,
+    LogRequest,
     NotHere,
     Outcome,
     StateAnswer,
@@ -33,7 +35,7 @@ from brewos_relay.cluster.remote_commands import RemoteCommands
 from brewos_relay.cluster.requests import Requests
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
-from brewos_relay.live_devices import live_device
+from brewos_relay.live_devices import live_device, view_log
 from brewos_relay.messages import Message
 from brewos_relay.vocabulary import now_ms
 
@@ -108,6 +110,9 @@ class MailHandler:
                 content = self._relay.state_of(envelope.device_id)
                 encoded = msgspec.json.encode(content) if content is not None else None
                 self._send(envelope.sender, pack(StateAnswer(envelope.number, encoded)))
+            case LogRequest():
+                log_view = view_log(self._relay, envelope.device_id, envelope.action)
+                self._send(envelope.sender, pack(LogAnswer(envelope.number, log_view)))
             case LiveRequest():
                 self._answer_live(envelope)
             case _:

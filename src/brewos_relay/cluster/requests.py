@@ -6,10 +6,18 @@ from typing import TypeAlias
 
 import trio
 
-from brewos_relay.cluster.envelopes import LiveAnswer, LiveRequest, StateAnswer, StateRequest, pack
-from brewos_relay.live_devices import LiveDevice
+from brewos_relay.cluster.envelopes import (
+    LiveAnswer,
+    LiveRequest,
+    LogAnswer,
+    LogRequest,
+    StateAnswer,
+    StateRequest,
+    pack,
+)
+from brewos_relay.live_devices import LiveDevice, LogAction, LogView
 
-Answer: TypeAlias = StateAnswer | LiveAnswer
+Answer: TypeAlias = StateAnswer | LiveAnswer | LogAnswer
 
 
 @dataclass(slots=True)
@@ -32,6 +40,11 @@ class Requests:
         answer = await self._ask(instance, lambda number: StateRequest(self._sender, device_id, number))
         return answer.content if isinstance(answer, StateAnswer) else None
 
+    async def ask_log(self, instance: str, device_id: str, action: LogAction) -> LogView | None:
+        """Return the log that an instance has of a device; None if it has none."""
+        answer = await self._ask(instance, lambda number: LogRequest(self._sender, device_id, number, action))
+        return answer.log if isinstance(answer, LogAnswer) else None
+
     async def ask_live(self, instance: str, device_ids: Sequence[str]) -> dict[str, LiveDevice]:
         """Return what an instance knows of the connections of devices."""
         answer = await self._ask(instance, lambda number: LiveRequest(self._sender, number, device_ids))
@@ -42,7 +55,7 @@ class Requests:
         return await self._ask(instance, lambda number: LiveRequest(self._sender, number, ())) is not None
 
     async def _ask(
-        self, instance: str, question: Callable[[int], StateRequest | LiveRequest]
+        self, instance: str, question: Callable[[int], StateRequest | LiveRequest | LogRequest]
     ) -> Answer | None:
         """Ask, and wait for the answer; None if the connection is lost."""
         self._number += 1

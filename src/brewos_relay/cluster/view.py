@@ -16,7 +16,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.instances import Description, read_description
-from brewos_relay.live_devices import LiveDevice, PeerCounts, live_device
+from brewos_relay.live_devices import LiveDevice, LogAction, LogView, PeerCounts, live_device, view_log
 from brewos_relay.messages import Message
 
 FIND_S: Final = 1.0
@@ -124,6 +124,15 @@ class ClusterView:
                 content = await self._member.requests.ask_state(owner.instance, device_id)
                 return _decode_state(content) if content is not None else None
         return self._relay.state_of(device_id)
+
+    async def log_of(self, device_id: str, action: LogAction) -> LogView | None:
+        """Return the log of a device, from its instance if need be; see `live_devices.view_log`."""
+        if not self._relay.has_device(device_id):
+            with trio.move_on_after(ANSWER_S):
+                owner = (await self._locate([device_id]))[0].owner
+                if owner is not None and owner.instance != self._member.instance:
+                    return await self._member.requests.ask_log(owner.instance, device_id, action)
+        return view_log(self._relay, device_id, action)
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
         """Send a message of the relay to a device on any instance, and return its outcome."""

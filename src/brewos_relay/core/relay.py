@@ -19,6 +19,7 @@ from brewos_relay.core.attachment import (
 )
 from brewos_relay.core.audience import CHECK_EVERY_S
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.device_log import DeviceLog
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
@@ -449,6 +450,10 @@ class Relay:
     def info_of(self, device_id: str) -> DeviceInfo:
         """Return what a device reported about itself, as far as it is known."""
         return self._snapshot(device_id).info()
+
+    def log_of(self, device_id: str) -> DeviceLog | None:
+        """Return the log of a device; None if the device has not sent its log settings."""
+        return self._snapshot(device_id).log
 
     def _snapshot(self, device_id: str) -> Snapshot:
         session = self._sessions.get(device_id)

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import trio
 
+from brewos_relay.core.device_log import DeviceLog
 from brewos_relay.core.merging import (
     EMPTY_GROUPS,
     fields_of,
@@ -27,7 +29,10 @@ from brewos_relay.messages import Message
 from brewos_relay.raw_fields import MALFORMED, Key
 from brewos_relay.vocabulary import LONG_AGO
 
-_WHOLE, _CHANGE, _NUMBER, _KEPT = StateKind
+_WHOLE, _CHANGE, _NUMBER, _KEPT, _LOG, _LOG_CONFIG = StateKind
+
+_NOT_SMALL: Final = (_KEPT, _LOG, _LOG_CONFIG)
+"""What an anonymous device may send without it being kept, apart from its description of itself."""
 
 _MERGE_AT: Final = 100
 """This many changes are merged at once, so that few messages are kept."""
@@ -113,6 +118,7 @@ _SLOTS: Final = (
     "_unsaved",
     "_updated",
     "_updated_at",
+    "log",
     "seq",
     "since_us",
 )
@@ -129,7 +135,7 @@ class Snapshot:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._kinds = dialect.state_kinds
+        self._kinds = dialect.snapshot_kinds
         self._status: Message | None = None
         self._status_seq: Any = None
         self._changes: list[Message] = []
@@ -142,6 +148,8 @@ class Snapshot:
         `DeviceAttachment`."""
         self._updated = False  # since the clock was last read
         self._updated_at = LONG_AGO
+        self.log: DeviceLog | None = None
+        """The log of the device, once it has sent its log settings."""
         self._restored: Restored | None = None
         self._unsaved = False  # whether it has changed since the state was saved
         self._saved: Message | None = None  # the state that was saved, to tell whether a whole one came since
@@ -196,9 +204,20 @@ class Snapshot:
                 self._merge()
         elif kind is _NUMBER:
             self.seq = seq
-        else:
+        elif kind is _KEPT:
             self._others[message_type] = message
+        else:
+            self._update_log(message, kind)
+            return
         self._updated = True
+
+    def _update_log(self, message: Message, kind: StateKind) -> None:
+        if kind is _LOG_CONFIG:
+            if self.log is None:
+                self.log = DeviceLog()
+            self.log.take_config(message, trio.current_time())
+        elif self.log is not None:
+            self.log.append(message)
 
     def messages(self) -> list[Message]:
         """Return the known state as messages for a client that joins, in the encoding of the device.
@@ -382,7 +401,8 @@ class SmallSnapshot(Snapshot):
 
     def update(self, message: Message, message_type: str, seq: Any) -> None:
         """Keep a message about the state, unless it is too large."""
-        if self._kinds.get(message_type) is _KEPT and message_type != self._dialect.info:
+        kind = self._kinds.get(message_type)
+        if kind in _NOT_SMALL and message_type != self._dialect.info:
             return
         if len(message.payload) > _SMALL_BYTES:
             return
