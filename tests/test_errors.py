@@ -27,6 +27,7 @@ def test_only_passing_troubles_are_worth_a_retry() -> None:
         errors.RelayClosing,
         errors.PeerGone,
         errors.IdentityUnavailable,
+        errors.OutboundFailed,
         errors.RegistryBusy,
     }
 

@@ -16,6 +16,7 @@
 #   telemetry     logs and metrics
 #   cluster       many instances that act as one, joined by a broker
 #   live_devices  what the API shows of connections
+#   outbound      HTTPS requests to other servers, within limits
 #   core          the reusable relay: sessions, peers, limits
 #   messages      messages of devices, clients and the relay     errors  exceptions and close codes
 #   dialect       what the relay knows of BrewOS messages, and of those of other devices

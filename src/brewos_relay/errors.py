@@ -6,6 +6,7 @@ RelayError
 ├── TokenRejected           a JWT is malformed, forged, expired or incomplete
 ├── IdentityRejected        an identity provider's proof was rejected
 ├── IdentityUnavailable     an identity provider could not be asked
+├── OutboundFailed          a request to another server failed, or was refused here
 ├── RegistryError           the registry refused a change
 │   ├── RegistryBusy        a write did not get its turn in time
 │   ├── DeviceExists        the id is registered already
@@ -106,6 +107,13 @@ class IdentityUnavailable(RelayError):
     """An identity provider could not be asked, or did not answer as it should."""
 
     code = "identity_unavailable"
+    retry = True
+
+
+class OutboundFailed(RelayError):
+    """A request to another server failed, or was refused here. The text names the host only."""
+
+    code = "outbound_failed"
     retry = True
 
 

@@ -449,7 +449,6 @@ async def test_rows_16_to_19_logs(tmp_path: Path) -> None:
         ("POST", "/api/push/unsubscribe"),
         ("GET", "/api/push/preferences"),
         ("POST", "/api/push/preferences"),
-        ("GET", "/api/firmware/releases"),
         ("GET", "/api/stats/extended"),
         ("POST", "/api/push/notify"),
     ],

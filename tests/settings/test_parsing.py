@@ -114,6 +114,17 @@ def test_an_issuer_is_returned_unchanged(text: str) -> None:
     assert parsing.parse_secure_url(f"{text}?a=b") == f"{text}?a=b"
 
 
+@pytest.mark.parametrize("text", ["https://api.example/list?a=b", "releases", "/srv/releases"])
+def test_source_of_releases_is_returned_unchanged(text: str) -> None:
+    assert parsing.parse_releases(text) == text
+
+
+@pytest.mark.parametrize("text", ["http://api.example/list", "file:///srv/releases", "https:///list"])
+def test_invalid_sources_of_releases_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^an https URL like"):
+        parsing.parse_releases(text)
+
+
 @pytest.mark.parametrize(
     "text",
     ["http://id.example.com", "https://ada:x@id.example.com", "id.example.com", "file:///etc", "https://a/#b",

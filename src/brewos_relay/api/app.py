@@ -20,6 +20,7 @@ from brewos_relay.api.device_logs import LogRoutes
 from brewos_relay.api.device_users import DeviceUserRoutes
 from brewos_relay.api.devices import LISTED_AT_MOST, DeviceRoutes
 from brewos_relay.api.error_handlers import ErrorHandlers
+from brewos_relay.api.firmware import FindReleases, FirmwareRoutes, no_releases
 from brewos_relay.api.login_sessions import LoginSessionRoutes, LoginSessions
 from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, store_route
 from brewos_relay.api.openapi import openapi_blueprint
@@ -58,6 +59,7 @@ def create_app(
     problems: Problems | None = None,
     degraded: Degraded = tuple,
     survey: SurveyInstances = no_instances,
+    find_releases: FindReleases = no_releases,
     metrics: MetricsPage | None = None,
     counters: RequestCounters | None = None,
     lines: LogLineLimits | None = None,
@@ -71,6 +73,7 @@ def create_app(
     - `demo` tells pages that this is a demo.
     - `problems` and `degraded` are listed by /readyz.
     - `survey` asks all instances of a cluster.
+    - `find_releases` returns the firmware releases.
     - `metrics` is the page at /metrics; None for no such page.
     - `counters` count refused requests by reason.
     - `lines` limits the log lines about failed requests; None for no limit.
@@ -113,6 +116,7 @@ def create_app(
         ).blueprint(),
         LogRoutes(relay=relay, store=store, authenticator=authenticator).blueprint(),
         ActivityRoutes(store=store, authenticator=authenticator).blueprint(),
+        FirmwareRoutes(find_releases=find_releases).blueprint(),
         # Administration of the server.
         AdminAccountRoutes(store=store, authenticator=authenticator, proxy_trust=proxy_trust).blueprint(),
         AdminDeviceRoutes(

@@ -201,10 +201,10 @@ async def _switch_of(asked: Request) -> bool:
     """Read `enabled` from a form, as the app sends it, or from JSON. Raises Refused (400)."""
     if asked.mimetype != _FORM:
         return (await body_of(asked, LogSwitch)).enabled
-    boundary = asked.mimetype_params.get("boundary", "")
-    given = _fields_of(await asked.get_data(as_text=False), boundary.encode("utf-8", "replace")).get(
-        "enabled"
-    )
+    content = await asked.get_data(as_text=False)
+    assert isinstance(content, bytes)
+    boundary = asked.mimetype_params.get("boundary", "").encode("utf-8", "replace")
+    given = _fields_of(content, boundary).get("enabled")
     if given not in (b"true", b"false"):
         raise Refused("The form must have the field 'enabled' with 'true' or 'false'.", status=400)
     return given == b"true"

@@ -19,6 +19,7 @@ from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.dialect import BREWOS
+from brewos_relay.outbound import Outbound
 from brewos_relay.registry.engine import database_file
 from brewos_relay.registry.identity import fingerprint_of
 from brewos_relay.registry.store import Store, open_store
@@ -26,6 +27,7 @@ from brewos_relay.server.admission import Admission, OtherInstances
 from brewos_relay.server.certificates import CertificateFiles
 from brewos_relay.server.change_applier import ChangeApplier
 from brewos_relay.server.cluster import Bus, Joined
+from brewos_relay.server.firmware_releases import FirmwareReleases
 from brewos_relay.server.from_settings import (
     account_rules,
     https_port,
@@ -97,6 +99,7 @@ class _Parts:
     worker: "Worker | None"
     instance: str
     joined: Joined
+    firmware: FirmwareReleases
     late: LoopLag = field(default_factory=LoopLag)
     requests: RequestCounters = field(default_factory=RequestCounters)
     handshakes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -164,6 +167,7 @@ async def open_server(
             states = StateKeeper(relay, store)
             changes = ChangeApplier(relay=relay, store=store)
             store.watch_changes(changes.apply, announce=joined.announce_changes)
+            outbound = Outbound()
             parts = _Parts(
                 settings=settings,
                 demo=demo,
@@ -181,6 +185,7 @@ async def open_server(
                 instance=bus.instance,
                 joined=joined,
                 request_limits=RequestLimits(joined.budgets),
+                firmware=FirmwareReleases(settings.firmware_releases, outbound),
             )
             async with _open_ports(parts) as (listening, listener):
                 listening.start_soon(
@@ -220,6 +225,7 @@ async def _open_ports(parts: _Parts) -> AsyncIterator[tuple[trio.Nursery, Listen
         listening.start_soon(keep_running, "measuring the event loop", parts.late.run)
         listening.start_soon(keep_running, "returning memory to the system", give_memory_back)
         listening.start_soon(keep_running, "watching the storage", parts.storage.run)
+        listening.start_soon(keep_running, "reading the firmware releases", parts.firmware.run)
         if parts.handover is not None:
             handover = parts.handover
             listening.start_soon(handover.run, listener.take_passed)
@@ -293,6 +299,7 @@ def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
         demo=parts.demo,
         problems=ReadinessCheck(relay=relay, store=store, tls=parts.tls).problems,
         survey=parts.joined.survey,
+        find_releases=parts.firmware.releases,
         degraded=lambda: [*storage.problems.values(), *parts.joined.problems()],
         metrics=MetricsPage(render, token) if token else None,
         counters=parts.requests,

@@ -121,6 +121,12 @@ class Settings:
     `https://app.example.com`. For apps: `capacitor://localhost`, `ionic://localhost` or
     `tauri://localhost`."""
 
+    # Firmware
+    firmware_releases: str | None = None
+    """Source of the firmware releases that the BrewOS app shows: an `https` URL with a list in the format of
+    GitHub's API, such as `https://api.github.com/repos/OWNER/NAME/releases`, or a folder of JSON files with
+    the same content. Not set: none."""
+
     # Metrics
     metrics_token: str = field(default="", repr=False)
     """Bearer token for `GET /metrics`, of at least 16 characters. Not set: the public port serves no

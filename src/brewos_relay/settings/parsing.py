@@ -164,6 +164,16 @@ def parse_secure_url(text: str) -> str:
     return text
 
 
+def parse_releases(text: str) -> str:
+    """Parse the source of firmware releases: an https URL, or a folder."""
+    if "://" not in text:
+        return text
+    parts = _split(text)
+    if parts is None or parts.scheme != "https" or not parts.hostname:
+        raise ValueError("an https URL like https://releases.example.com/list.json, or a folder")
+    return text
+
+
 def parse_issuer(text: str) -> str:
     """Check the URL of an OpenID Connect issuer and return it unchanged, as tokens contain it."""
     parse_secure_url(text)
