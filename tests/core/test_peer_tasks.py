@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.peer import LEFT, PeerEnd, Receive, Tasks
-from brewos_relay.core.peer_tasks import own_peer, run_beside
+from brewos_relay.core.peer_tasks import own_peer, own_peers, run_beside
 from brewos_relay.messages import DEVICE_ONLINE, Delivery, Message
 from support.peers import PassiveSession
 
@@ -53,10 +54,15 @@ class Owner:
 
     def __init__(self) -> None:
         self.steps: list[str] = []
+        self.nursery: trio.Nursery | None = None
+        self.waiting: list[tuple[Attachment, Receive]] = []
 
     def receive(self, received: Sequence[Message]) -> float:
         self.steps.append(f"received {len(received)}")
         return 0.0
+
+    def give_up(self) -> None:
+        self.steps.append("give up")
 
     def detach(self, attachment: Attachment) -> None:
         self.steps.append("detach")
@@ -110,3 +116,30 @@ async def test_error_of_a_task_beside_is_handed_over() -> None:
     (group,) = failures
     assert isinstance(group, ExceptionGroup)
     assert group.subgroup(ValueError) is not None
+
+
+async def test_nursery_is_open_until_the_last_task_of_a_peer_has_ended() -> None:
+    owner = Owner()
+    for _ in range(3):
+        attachment = Attachment(PassiveSession(), Peer(owner.steps, None, None), bucket=None)
+        owner.waiting.append((attachment, owner.receive))
+    last = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(own_peers, owner)
+        with trio.fail_after(1):
+            while owner.nursery is None:
+                await trio.lowlevel.checkpoint()
+        opened = owner.nursery
+        opened.start_soon(last.wait)
+        await wait_all_tasks_blocked()
+        assert owner.steps.count("forget") == 3
+        assert owner.waiting == []
+        assert owner.nursery is opened
+        last.set()
+    assert [owner.nursery] == [None]
+
+
+async def test_session_without_a_peer_gives_up() -> None:
+    owner = Owner()
+    await own_peers(owner)
+    assert owner.steps == ["give up"]

@@ -1,4 +1,6 @@
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from brewos_relay.core.grant import ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import decode
 from brewos_relay.core.peer import PeerEnd
+from brewos_relay.core.peer_tasks import own_peers
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import EventKind
 from brewos_relay.core.relay import open_relay
@@ -48,16 +51,11 @@ class ScriptedHost:
         self.recorded_presence = RecordedPresence()
         self.remote: RemotePresence = self.recorded_presence
         self.lines = LogLineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
-        self.began: list[DeviceSession] = []
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
         self.recorded: list[tuple[str, str | None, dict[str, str]]] = []
         self.attached: set[Attachment] = set()
         self.client_counts = ClientCounts()
-        self.nursery: trio.Nursery
-
-    def session_began(self, session: DeviceSession) -> None:
-        self.began.append(session)
 
     def session_emptied(self, session: DeviceSession) -> None:
         self.emptied.append(session)
@@ -123,10 +121,10 @@ class Opened:
 
 @asynccontextmanager
 async def open_session(**limits: Any) -> AsyncIterator[Opened]:
-    """Open a session; leaving the block cancels its peers."""
+    """Run a session from its first peer on; leaving the block cancels it."""
     opened = Opened(**limits)
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
+        nursery.start_soon(own_peers, opened.session)
         yield opened
         nursery.cancel_scope.cancel()
 
@@ -259,7 +257,7 @@ async def test_client_that_leaves_affects_no_other_peer() -> None:
 async def test_the_session_ends_when_its_last_peer_leaves(device_goes_first: bool) -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
+        nursery.start_soon(own_peers, opened.session)
         leaving = [await opened.device(), await opened.client()]
         for peer in leaving if device_goes_first else reversed(leaving):
             assert opened.host.emptied == []
@@ -269,18 +267,10 @@ async def test_the_session_ends_when_its_last_peer_leaves(device_goes_first: boo
     assert [peer.acloses for peer in leaving] == [1, 1]
 
 
-async def test_session_begins_once_its_first_peer_is_attached() -> None:
-    async with open_session() as opened:
-        running = opened.host.nursery
-        async with trio.open_nursery() as closed:
-            opened.host.nursery = closed
-        with pytest.raises(RuntimeError, match="closed"):
-            opened.session.attach_device(ScriptedPeer())
-        assert opened.host.began == []
-        opened.host.nursery = running
-        await opened.client()
-        await opened.device()
-        assert opened.host.began == [opened.session]
+async def test_session_without_a_first_peer_is_forgotten() -> None:
+    opened = Opened()
+    await own_peers(opened.session)
+    assert opened.host.emptied == [opened.session]
 
 
 async def test_host_lists_every_peer_that_has_not_ended(autojump_clock: MockClock) -> None:
@@ -1199,7 +1189,7 @@ async def test_the_session_lasts_as_long_as_the_tasks_of_its_peers(autojump_cloc
     opened = Opened()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            opened.host.nursery = nursery
+            nursery.start_soon(own_peers, opened.session)
             client = await opened.client()
             assert client.tasks is not None
             client.tasks.start_soon(trio.sleep, 3)
@@ -1223,11 +1213,11 @@ async def test_cancelling_ends_the_tasks_of_its_peers() -> None:
 
 async def test_clients_of_a_session_are_listed(autojump_clock: MockClock) -> None:
     opened = Opened()
+    clients = [opened.session.attach_client(ScriptedPeer()) for _ in range(2)]
+    opened.session.attach_device(ScriptedPeer())
+    assert opened.session.clients == clients
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
-        clients = [opened.session.attach_client(ScriptedPeer()) for _ in range(2)]
-        opened.session.attach_device(ScriptedPeer())
-        assert opened.session.clients == clients
+        nursery.start_soon(own_peers, opened.session)
         await wait_all_tasks_blocked()
         clients[0].close(1000, "enough")
         await wait_all_tasks_blocked()
@@ -1287,7 +1277,7 @@ async def test_departed_client_with_a_pending_command_is_listed(autojump_clock: 
 async def test_pending_commands_end_with_the_session() -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
+        nursery.start_soon(own_peers, opened.session)
         client = await opened.client()
         client.say(TARE)
         assert len(opened.session.clients) == 1
@@ -1394,7 +1384,7 @@ async def test_message_types_are_logged_at_debug_level(caplog: pytest.LogCapture
     opened = Opened()
     opened.host.logs_messages = True
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
+        nursery.start_soon(own_peers, opened.session)
         device, client = await opened.device(), await opened.client()
         device.say(*[STATUS] * 9)
         client.say(TARE)
@@ -1415,6 +1405,22 @@ async def test_a_connection_that_is_replaced_is_neither_a_coming_nor_a_going(
         await opened.device(ScriptedPeer(silent=True))
         assert old.close_code == CloseCode.REPLACED
         assert opened.host.recorded == [("online", None, {})]
+
+
+async def test_the_first_peer_may_end_before_the_others_and_leaves_nothing() -> None:
+    async with open_session() as opened:
+        device = await opened.device()
+        client = await opened.client()
+        first = weakref.ref(device)
+        device.leave()
+        del device
+        await wait_all_tasks_blocked()
+        gc.collect()  # this peer refers to itself
+        assert first() is None
+        again = await opened.device()
+        again.say(STATUS)
+        await wait_all_tasks_blocked()
+        assert client.types[-1] == "status"
 
 
 async def test_a_client_s_grant_is_looked_at_for_each_message() -> None:
@@ -1630,7 +1636,7 @@ async def test_remote_device_is_not_ended_with_a_key_but_its_state_ends_with_it(
 async def test_remote_device_alone_keeps_the_session_until_it_leaves() -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
+        nursery.start_soon(own_peers, opened.session)
         client, remote = await opened.client(), await opened.remote_device()
         client.leave()
         await wait_all_tasks_blocked()
@@ -1843,7 +1849,7 @@ async def test_connection_yields_to_a_newer_one_on_another_instance(autojump_clo
 async def test_connection_without_clients_yields_and_the_session_ends(autojump_clock: MockClock) -> None:
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
+        nursery.start_soon(own_peers, opened.session)
         local = await opened.device(ScriptedPeer(goodbye_s=5))
         local.say(STATUS)
         assert opened.session.yield_device(), "it was lively"
@@ -2030,7 +2036,7 @@ async def test_device_is_wanted_from_the_first_client_to_the_last() -> None:
         assert opened.remote.calls == [("wanted", DEVICE_ID), ("unwanted", DEVICE_ID)]
     opened = Opened()
     async with trio.open_nursery() as nursery:
-        opened.host.nursery = nursery
+        nursery.start_soon(own_peers, opened.session)
         one, two = await opened.client(), await opened.client()
         one.fail(ValueError("no"))
         await wait_all_tasks_blocked()

@@ -35,7 +35,7 @@ class AttachmentHost(Protocol):
     device_id: str
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start a task of a peer; it must not raise."""
+        """Start a task in the session's nursery; it must not raise."""
 
     def take_from_device(self, device: "DeviceAttachment", received: Sequence[Message]) -> float:
         """Take messages of a connection of the device; return for how many seconds to pause reading."""

@@ -1,4 +1,4 @@
-"""The tasks of an attached peer: the one that owns it, and those beside it."""
+"""The tasks of a session's peers: the nursery, the task that owns a peer, and those beside it."""
 
 # Not in `core.session` and `core.attachment`, because mypyc compiles these and knows no `except*`.
 
@@ -6,6 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
+
+import trio
 
 from brewos_relay.core.peer import LEFT, Receive
 
@@ -19,12 +21,38 @@ class PeerOwner(Protocol):
     """The part of a session that the task of a peer uses."""
 
     device_id: str
+    nursery: trio.Nursery | None
+    """Runs the tasks of all peers, once it is open."""
+    waiting: list[tuple["Attachment", Receive]]
+    """The peers that were attached before, and where their messages go."""
+
+    def give_up(self) -> None:
+        """End because attaching the first peer failed."""
 
     def detach(self, attachment: "Attachment") -> None:
         """Detach a peer that has ended, before it is closed."""
 
     def forget(self, attachment: "Attachment") -> None:
         """Forget a peer that has ended, with all its resources closed."""
+
+
+async def own_peers(session: PeerOwner) -> None:
+    """Run the nursery of a session, and in it the first peer: a task more would take 2 KiB for each device.
+
+    **Owns:** a task for each further peer, and the tasks that peers start besides.
+    **Ends when:** the last peer has ended. If it is cancelled, it closes every peer.
+    """
+    waiting = session.waiting
+    if not waiting:
+        session.give_up()
+        return
+    async with trio.open_nursery() as nursery:
+        session.nursery = nursery
+        while len(waiting) > 1:
+            nursery.start_soon(own_peer, session, *waiting.pop(), name=session.device_id)
+        # No variable refers to the first peer here: others may stay for longer.
+        await own_peer(session, *waiting.pop())
+    session.nursery = None  # it refers to the session
 
 
 async def own_peer(session: PeerOwner, attachment: "Attachment", receive: Receive) -> None:

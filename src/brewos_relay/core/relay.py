@@ -24,6 +24,7 @@ from brewos_relay.core.grant import FULL, ClientCounts, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
+from brewos_relay.core.peer_tasks import own_peers
 from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.recording import ActivityEvent, EventKind
 from brewos_relay.core.remote import (
@@ -59,7 +60,7 @@ WantsCommands = Callable[[str, str | None], bool]
 class Relay:
     """Brings devices and their clients together; made by `open_relay`.
 
-    **Owns:** nothing: the peers of each session run in the nursery of `open_relay`.
+    **Owns:** nothing: each session runs in the nursery of `open_relay`.
     """
 
     def __init__(
@@ -85,8 +86,7 @@ class Relay:
         """Every peer that has not ended."""
         self.client_counts = ClientCounts()
         """How many clients each user has."""
-        self.nursery = nursery
-        """Runs the tasks of all peers."""
+        self._nursery = nursery
         self._on_seen = on_seen
         self._on_activity = on_activity
         self._wants_commands = wants_commands
@@ -365,14 +365,12 @@ class Relay:
             raise RelayClosing("the relay is shutting down and accepts no more peers; connect again later")
         session = self._sessions.get(device_id)
         if session is None:
-            snapshot, gone_at = self._absent_states.get(device_id, (None, LONG_AGO))
-            session = DeviceSession(device_id, self, snapshot=snapshot, gone_at=gone_at)
+            snapshot, gone_at = self._absent_states.pop(device_id, (None, LONG_AGO))
+            session = self._sessions[device_id] = DeviceSession(
+                device_id, self, snapshot=snapshot, gone_at=gone_at
+            )
+            self._nursery.start_soon(own_peers, session, name=device_id)
         return session
-
-    def session_began(self, session: DeviceSession) -> None:
-        """List a session: its first peer is attached."""
-        self._sessions[session.device_id] = session
-        self._absent_states.pop(session.device_id, None)
 
     def session_emptied(self, session: DeviceSession) -> None:
         """Forget a session without peers; the state of its device stays for a while."""
@@ -593,7 +591,7 @@ async def open_relay(
     devices that this relay has and wants, if it is one of many instances. An exception that leaves the block
     is raised in an ExceptionGroup, as from every nursery.
 
-    **Owns:** the nursery of all peers, and the task of the periodic checks.
+    **Owns:** the nursery of all sessions, and the task of the periodic checks.
     """
     async with trio.open_nursery() as nursery:
         relay = Relay(

@@ -1,4 +1,4 @@
-"""DeviceSession: the connection of one device, its clients, and what passes between them."""
+"""DeviceSession: the connection of one device and its clients, owned by one nursery."""
 
 import functools
 import math
@@ -56,15 +56,10 @@ class SessionHost(Protocol):
     """How many clients each user has."""
     lines: LogLineLimits
     """Decides which lines about peers that come and go are logged."""
-    nursery: trio.Nursery
-    """Runs the tasks of all peers."""
     logs_messages: bool
     """Whether the types of messages are logged."""
     remote: RemotePresence
     """Takes note of the devices that this relay has and wants."""
-
-    def session_began(self, session: "DeviceSession") -> None:
-        """List a session: its first peer is attached."""
 
     def session_emptied(self, session: "DeviceSession") -> None:
         """Forget a session that has no peers. It takes no more peers from here on."""
@@ -84,20 +79,21 @@ class SessionHost(Protocol):
 class DeviceSession:
     """All that is live for one device: its connection, if it has one, and its clients.
 
-    **Owns:** a task for each attached peer, and the tasks that peers start besides. They run in the nursery
-    of its host: a nursery of its own would double the memory of an idle device.
-    **Ends when:** the last peer has ended. If the nursery is cancelled, every peer is closed.
+    **Owns:** a nursery with a task for each attached peer, and the tasks that peers start besides, run by
+    `own_peers`.
+    **Ends when:** the last peer has ended. If it is cancelled, it closes every peer.
     """
 
     __slots__ = (
         "_audience",
         "_commands",
         "_feed",
-        "_has_begun",
         "_host",
         "_limits",
         "device_id",
+        "nursery",
         "presence",
+        "waiting",
     )
 
     def __init__(
@@ -133,7 +129,8 @@ class DeviceSession:
             counters=counters,
             recorder=host,
         )
-        self._has_begun = False  # whether a peer was attached
+        self.nursery: trio.Nursery | None = None
+        self.waiting: list[tuple[Attachment, Receive]] = []
 
     @property
     def device(self) -> DeviceAttachment | None:
@@ -254,14 +251,15 @@ class DeviceSession:
         receive: Receive = attachment.receive
         if self._host.logs_messages:
             receive = functools.partial(receive_logged, attachment, receive)
-        self._host.nursery.start_soon(own_peer, self, attachment, receive, name=self.device_id)
-        if not self._has_begun:
-            self._has_begun = True
-            self._host.session_began(self)
+        if self.nursery is None:
+            self.waiting.append((attachment, receive))
+        else:
+            self.nursery.start_soon(own_peer, self, attachment, receive, name=self.device_id)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start a task of a peer; it must not raise."""
-        self._host.nursery.start_soon(async_fn, *args)
+        """Start a task in the session's nursery; it must not raise."""
+        assert self.nursery is not None
+        self.nursery.start_soon(async_fn, *args)
 
     def detach(self, attachment: Attachment) -> None:
         """Detach a peer that has ended; see `PeerOwner.detach`."""
@@ -285,6 +283,10 @@ class DeviceSession:
         if not (self._audience or self.presence.present or self.presence.arriving):
             self._commands.forget()
             self._host.session_emptied(self)
+
+    def give_up(self) -> None:
+        """End before a peer was attached; see `PeerOwner.give_up`."""
+        self._host.session_emptied(self)
 
     def forget(self, attachment: Attachment) -> None:
         """Forget a peer whose resources are closed; see `PeerOwner.forget`."""
