@@ -241,6 +241,18 @@ async def test_held_write_without_room_goes_into_the_outbox() -> None:
             assert await transport.flush(stall_s=5)
 
 
+async def test_write_that_is_held_to_the_end_without_room_goes_into_the_outbox() -> None:
+    with transport_pair() as (full, _), transport_pair() as (transport, far):
+        full.owner = owner = RecordingOwner()
+        fill(full._socket)
+        full.write_batch = transport.write_batch = batch = WriteBatch()
+        with batch:
+            assert full.write(b"waits")
+            assert transport.write(b"sent")
+        assert (full.outbox_bytes, owner.starts) == (5, 1)
+        assert read_available(far) == b"sent"
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 80), st.booleans()), max_size=12),
     st.integers(10, 100),

@@ -369,7 +369,13 @@ def encode_delivery(delivery: Delivery) -> bytes:
         messages = delivery.messages
         if len(messages) == 1:  # as nearly all deliveries
             message = messages[0]
-            encoded = encode_frame(TEXT if message.is_text else BINARY, message.payload)
+            payload = message.payload
+            length = len(payload)
+            first = _FIN | TEXT if message.is_text else _FIN | BINARY
+            if _MAX_CONTROL_BYTES < length <= 0xFFFF:  # as nearly all messages of devices
+                encoded = _medium_header(first, 126, length) + payload
+            else:
+                encoded = encode_frame(first & 0x0F, payload)
         else:
             encoded = b"".join([encode_frame(TEXT if m.is_text else BINARY, m.payload) for m in messages])
         delivery.encoded = encoded

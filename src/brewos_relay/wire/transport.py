@@ -40,9 +40,21 @@ class WriteBatch:
     def __exit__(self, *_exception: object) -> None:
         self.holding = False
         held, self.held = self.held, []
-        for transport in held:
+        for transport in held:  # as `Transport._write_now`, without a call for each
+            data = transport._held
+            if data is None:
+                continue
+            transport._held = None
             try:
-                transport.release()
+                try:
+                    sent = transport._send(data)
+                except _NO_ROOM:
+                    sent = 0
+                except OSError:
+                    transport._break()
+                    continue
+                if sent != len(data):
+                    transport._keep_rest(data, sent)
             except Exception as error:  # including MemoryError: the others go on
                 transport.fail(error)
 
@@ -163,18 +175,19 @@ class Transport:
         returns its end.
         """
         if self._outbox is None:
-            if self._held is not None:
-                if len(self._held) + len(data) <= self._lag_bytes:  # the outbox would have room for both
-                    self._held += data
+            held = self._held
+            if held is not None:
+                if len(held) + len(data) <= self._lag_bytes:  # the outbox would have room for both
+                    self._held = held + data
                     return True
-                self.release()  # its result decides about this write
+                self._held = None
+                self._write_now(held)  # its result decides about this write
                 return self.write(data, keep)
             if self.write_batch.holding:
                 self.write_batch.held.append(self)
                 self._held = data
             else:
-                self._held = data
-                self.release()
+                self._write_now(data)
             return True
         if self.outbox_bytes + len(data) > (self._outbox_limit_bytes if keep else self._lag_bytes):
             return False
@@ -182,12 +195,8 @@ class Transport:
         self.outbox_bytes += len(data)
         return True
 
-    def release(self) -> None:
-        """Do the write that `write_batch` holds, if there is one."""
-        data = self._held
-        if data is None:
-            return
-        self._held = None
+    def _write_now(self, data: bytes) -> None:
+        """Write as much as the system takes; the rest waits in the outbox."""
         try:
             sent = self._send(data)
         except _NO_ROOM:
@@ -196,10 +205,14 @@ class Transport:
             self._break()
             return
         if sent != len(data):
-            self._outbox = deque((data[sent:],))
-            self.outbox_bytes = len(data) - sent
-            if self.owner is not None:
-                self.owner.start_writing()
+            self._keep_rest(data, sent)
+
+    def _keep_rest(self, data: bytes, sent: int) -> None:
+        """Keep in the outbox what the system did not take of a write."""
+        self._outbox = deque((data[sent:],))
+        self.outbox_bytes = len(data) - sent
+        if self.owner is not None:
+            self.owner.start_writing()
 
     def fail(self, error: Exception) -> None:
         """Drop the held write, and end the stream."""
