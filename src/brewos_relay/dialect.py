@@ -191,10 +191,13 @@ class Policy:
 
     def class_of(self, kind: str, cmd: object = None, mode: object = None) -> CommandClass:
         """Return the class of a message by its `type`, `cmd` and `mode`, which may be of any type."""
-        rule = self._find(kind, cmd)
-        if rule is None:
-            if kind == "command":
+        if kind != "command":
+            rule = self._types.get(kind)
+        else:
+            rule = self._commands.get(cmd) if isinstance(cmd, str) else None
+            if rule is None:
                 return CommandClass.MANAGE
+        if rule is None:
             return CommandClass.RESERVED if _folded(kind) in self._reserved else CommandClass.MANAGE
         if (
             self._owner_commands

@@ -39,13 +39,15 @@ class Recorder(PassiveSession):
 
     def __init__(self) -> None:
         self.recorded: list[tuple[Any, ...]] = []
+        self.wants_commands = True
 
     def record_activity(self, *_: object) -> None:
         raise AssertionError("only commands are to be recorded")
 
-    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> bool:
         assert device_id == self.device_id
         self.recorded.append(("command", user_id, head.name, outcome))
+        return self.wants_commands
 
 
 class Opened:
@@ -926,6 +928,27 @@ async def test_forgotten_commands_are_never_delivered() -> None:
 
 
 # Records
+
+
+async def test_commands_that_are_not_wanted_are_offered_once_a_second(autojump_clock: MockClock) -> None:
+    opened = Opened()
+    opened.comes()
+    client, other = opened.client(grant=OWNER), opened.client(grant=OWNER)
+    recorded = opened.session.recorded
+    opened.session.wants_commands = False
+    for _ in range(3):
+        client.say(TARE, TARE)
+    other.say(TARE)
+    assert len(recorded) == 2, "one of each client"
+    await trio.sleep(0.9)
+    client.say(TARE)
+    assert len(recorded) == 2
+    opened.session.wants_commands = True
+    await trio.sleep(0.2)
+    client.say(TARE, TARE)
+    other.say(TARE)
+    assert len(recorded) == 5
+    assert opened.counters.commands == {"delivered": 11}
 
 
 async def test_every_command_is_recorded_with_its_outcome(autojump_clock: MockClock) -> None:

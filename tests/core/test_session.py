@@ -63,8 +63,9 @@ class ScriptedHost:
     def device_seen(self, device_id: str, at_ms: int) -> None:
         self.seen.append((device_id, at_ms))
 
-    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> bool:
         self.record_activity(device_id, "command", user_id, {"name": head.name, "outcome": outcome})
+        return True
 
     def record_activity(
         self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]

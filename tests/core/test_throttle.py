@@ -169,7 +169,7 @@ class Fed(PassiveSession):
         audience.join(ClientAttachment(self, self.client, bucket=None))
         self.feed.begin()
 
-    def record_command(self, *_: object) -> None:
+    def record_command(self, *_: object) -> bool:
         raise AssertionError("no command is to be recorded")
 
     def record_activity(

@@ -225,7 +225,16 @@ class RemoteDeviceAttachment(DeviceAttachment):
 class ClientAttachment(Attachment):
     """A client, its token and its grant."""
 
-    __slots__ = ("access_ends_at", "due_at", "expires_at", "grant", "id", "renew", "warned")
+    __slots__ = (
+        "access_ends_at",
+        "due_at",
+        "expires_at",
+        "grant",
+        "id",
+        "renew",
+        "unrecorded_until",
+        "warned",
+    )
 
     def __init__(
         self,
@@ -245,6 +254,8 @@ class ClientAttachment(Attachment):
         self.due_at = LONG_AGO
         """When its access and its token have to be checked next (trio time). A change sets this to now."""
         self.set_grant(grant)
+        self.unrecorded_until = LONG_AGO
+        """Until when its commands are known not to be recorded (trio time)."""
         self.expires_at = math.inf
         """When its token expires (trio time)."""
         self.renew = renew

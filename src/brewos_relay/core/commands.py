@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from brewos_relay import messages
 from brewos_relay.core.attachment import (
@@ -81,6 +82,8 @@ class CommandQueue:
 
 _LATEST_MS = 2**53
 _FOR_THE_RELAY = frozenset({"ping", "get_metrics", "refresh_auth"})
+_UNRECORDED_S: Final = 1.0
+"""For how long the commands of a client that are not wanted are not offered to the recorder."""
 
 
 class Commands:
@@ -122,7 +125,7 @@ class Commands:
         """Take messages of a client: answer them, pass them on to the device, or let them wait."""
         counters, size_bytes = self._counters, 0
         device = self._presence.present
-        has_access, class_of = client.access_ends_at > now, self._policy.class_of
+        has_access, grant, class_of = client.access_ends_at > now, client.grant, self._policy.class_of
         to_device: list[Message] = []
         passed_on: list[CommandHead] = []
         answers: list[Message] = []
@@ -140,7 +143,7 @@ class Commands:
                 answers.append(self._answer(client, head))
             elif has_access and head.type in self._dialect.state_requests:
                 answers += self._answer_state_request(client, text, head, to_device, now)
-            elif not (has_access and client.grant.allows(class_of(head.type, head.cmd, head.mode))):
+            elif not (has_access and grant.allows(class_of(head.type, head.cmd, head.mode))):
                 answers.append(messages.forbidden(self._presence.device_id))
                 self._record_outcome(client, head, "forbidden", answers)
             elif head.not_after is not None and _remaining_s(head) <= 0:
@@ -152,20 +155,41 @@ class Commands:
                 passed_on.append(head)
         counters.received_from_clients += len(received)
         counters.bytes_from_clients += size_bytes
-        if isinstance(device, RemoteDeviceAttachment):
-            self._send_remotely(client, device, to_device)
-        elif device is not None and to_device:
-            if device.deliver(Delivery(to_device)):
-                became = "delivered"
-                self._count_sent(to_device)
+        if to_device and device is not None:
+            if isinstance(device, RemoteDeviceAttachment):
+                self._send_remotely(client, device, to_device)
             else:
-                became = "device_offline"
-                counters.undeliverable += len(to_device)
-                answers.append(messages.DEVICE_BUSY)
-            for head in passed_on:
-                self._record_outcome(client, head, became, answers)
+                self._send(client, device, to_device, passed_on, now, answers)
         if answers:
             client.deliver(Delivery(answers), keep=True)
+
+    def _send(
+        self,
+        client: ClientAttachment,
+        device: DeviceAttachment,
+        to_device: list[Message],
+        commands: list[CommandHead],
+        now: float,
+        answers: list[Message],
+    ) -> None:
+        """Send messages to the device, and record the outcome of the commands among them."""
+        counters = self._counters
+        if device.deliver(Delivery(to_device)):
+            status = "delivered"
+            counters.sent_to_devices += len(to_device)
+            for message in to_device:
+                counters.bytes_to_devices += len(message.payload)
+        else:
+            status = "device_offline"
+            counters.undeliverable += len(to_device)
+            answers.append(messages.DEVICE_BUSY)
+        outcomes = counters.commands
+        for head in commands:  # as `_record_outcome`, with fewer calls
+            if head.request_id is not None or head.not_after is not None:
+                answers.append(messages.command_status(head.request_id, status, now_ms()))
+            outcomes[status] = outcomes.get(status, 0) + 1
+            if now >= client.unrecorded_until and not self._record(client, head, status):
+                client.unrecorded_until = now + _UNRECORDED_S
 
     def _answer(self, client: ClientAttachment, head: CommandHead) -> Message:
         """Answer a message for the relay itself."""
@@ -193,7 +217,11 @@ class Commands:
             answers.append(messages.command_status(head.request_id, status, now_ms()))
         outcomes = self._counters.commands
         outcomes[status] = outcomes.get(status, 0) + 1
-        self._recorder.record_command(self._presence.device_id, client.grant.user_id, head, status)
+        self._record(client, head, status)
+
+    def _record(self, client: ClientAttachment, head: CommandHead, status: str) -> bool:
+        """Record a command; False if commands of this user are not recorded at present."""
+        return self._recorder.record_command(self._presence.device_id, client.grant.user_id, head, status)
 
     def _count_sent(self, sent: Sequence[Message]) -> None:
         self._counters.sent_to_devices += len(sent)

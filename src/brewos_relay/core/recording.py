@@ -43,8 +43,8 @@ class Recorder(Protocol):
     ) -> None:
         """Record activity of a device, or of a client of the user."""
 
-    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
-        """Record a command of a client of the user."""
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> bool:
+        """Record a command of a client of the user; False if such commands are ignored at present."""
 
 
 _NAMED_AT_MOST: Final = 8

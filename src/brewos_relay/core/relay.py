@@ -523,14 +523,15 @@ class Relay:
         except Exception:
             log.exception("on_activity failed for device %s", device_id)
 
-    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
-        """Record a command, unless `wants_commands` says that it would be ignored."""
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> bool:
+        """Record a command, and return True, unless `wants_commands` says that it would be ignored."""
         try:
             if self._wants_commands is not None and not self._wants_commands(device_id, user_id):
-                return
+                return False
         except Exception:
             log.exception("wants_commands failed for device %s", device_id)
         self.record_activity(device_id, "command", user_id, {"name": head.name, "outcome": outcome})
+        return True
 
     async def drain(self, *, hurry: trio.Event | None = None, window_s: float | None = None) -> None:
         """Refuse new peers, close every peer with 1012, and wait until all have ended.
@@ -587,9 +588,10 @@ async def open_relay(
     `on_seen(device_id, at_ms)` is called when a device comes or goes, and `on_activity` with an ActivityEvent
     also when a client does or sends a command; neither may block. `wants_commands(device_id, user_id)`
     returns False while `on_activity` would ignore the commands of a user, so that no event is made for them.
-    `counters` are the counters of the relay, for a caller that needs them earlier. `remote` takes note of the
-    devices that this relay has and wants, if it is one of many instances. An exception that leaves the block
-    is raised in an ExceptionGroup, as from every nursery.
+    After that, the commands of the client are not recorded for a second. `counters` are the counters of the
+    relay, for a caller that needs them earlier. `remote` takes note of the devices that this relay has and
+    wants, if it is one of many instances. An exception that leaves the block is raised in an ExceptionGroup,
+    as from every nursery.
 
     **Owns:** the nursery of all sessions, and the task of the periodic checks.
     """

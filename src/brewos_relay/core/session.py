@@ -72,8 +72,8 @@ class SessionHost(Protocol):
     ) -> None:
         """Record activity of a device or a client."""
 
-    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> None:
-        """Record a command of a client."""
+    def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> bool:
+        """Record a command of a client; False if such commands are ignored at present."""
 
 
 class DeviceSession:
