@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import hmac
 import json
 
 import jwt
@@ -163,3 +164,20 @@ def small_rsa_pem() -> bytes:
 def test_invalid_key_file_is_refused(pem: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         load_private_key(pem)
+
+
+def test_a_secret_opens_what_it_has_signed() -> None:
+    key = SecretKey("s" * 32)
+    signed, _, signature = key.sign(b'{"a":"\xff>?"}').rpartition(".")
+    assert key.open_signed(signed.encode(), signature) == b'{"a":"\xff>?"}'
+    for other in ("", signature[:-1], signature[::-1], "\ud800"):
+        assert key.open_signed(signed.encode(), other) is None
+    assert SecretKey("t" * 32).open_signed(signed.encode(), signature) is None
+
+
+@pytest.mark.parametrize("payload", ["e30.e30", "e", "e 30"])
+def test_signed_text_without_a_payload_is_not_opened(payload: str) -> None:
+    signed = f"e30.{payload}".encode()
+    digest = hmac.digest(b"s" * 32, signed, "sha256")
+    signature = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    assert SecretKey("s" * 32).open_signed(signed, signature) is None

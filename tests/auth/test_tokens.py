@@ -151,6 +151,49 @@ def test_a_token_of_another_library_is_accepted() -> None:
     assert RING.verify(make_token(content())).user_id == "ada"
 
 
+def test_tokens_with_a_known_header_are_read_without_parsing_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ring = KeyRing([SECRET])
+    ring.verify(make_token(content()))
+    monkeypatch.setattr(SecretKey, "verify", lambda _key, _token: pytest.fail("it was verified again"))
+    assert ring.verify(make_token(content(userId="bea"))).user_id == "bea"
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_forged_token_with_a_known_header_is_rejected(part: int) -> None:
+    ring = KeyRing([SECRET])
+    ring.verify(make_token(content()))
+    parts = make_token(content()).split(".")
+    forged = make_token(content(userId="eve"), header={"alg": "none"}, secret=SECRET[::-1])
+    parts[part] = forged.split(".")[part]
+    assert_rejected_by(ring, ".".join(parts))
+    for wrong in ("", parts[2][:-1], "é", "A" * 43):
+        assert_rejected_by(ring, f"{make_token(content()).rpartition('.')[0]}.{wrong}")
+
+
+def test_expired_token_with_a_known_header_is_rejected() -> None:
+    ring = KeyRing([SECRET])
+    ring.verify(make_token(content()))
+    assert_rejected_by(ring, make_token(content(exp=NOW_S - 1)), because="expired")
+
+
+@pytest.mark.parametrize("payload", ["e30.e30", "e3-=", "e", "e 30"])
+def test_signed_payload_that_is_no_base64_is_rejected_with_a_known_header(payload: str) -> None:
+    ring = KeyRing([SECRET])
+    ring.verify(make_token(content()))
+    signed = f"{make_token(content()).partition('.')[0]}.{payload}"
+    signature = hmac.new(SECRET.encode(), signed.encode(), "sha256").digest()
+    assert_rejected_by(ring, f"{signed}.{encode_part(signature)}")
+
+
+def test_headers_of_verified_tokens_do_not_accumulate() -> None:
+    ring = KeyRing([SECRET])
+    for number in range(200):
+        ring.verify(make_token(content(), header={"alg": "HS256", "n": number}))
+    assert len(ring._headers) == 64
+
+
 def test_token_of_another_secret_is_rejected() -> None:
     assert_rejected(make_token(content(), secret="x" * 32), because="another secret")
 

@@ -4,7 +4,9 @@ Each key knows the one algorithm that it is for, so that nothing in a token can 
 """
 
 import base64
+import binascii
 import hashlib
+import hmac
 import json
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -24,6 +26,9 @@ Algorithm: TypeAlias = Literal["HS256", "EdDSA", "RS256"]
 
 _SECRET_ID: Final = b"brewos-relay key id"
 _SECRET_ID_BYTES: Final = 12
+
+_STANDARD_ALPHABET: Final = bytes.maketrans(b"-_", b"+/")
+"""From the alphabet of base64url (RFC 4648 §5) to that of base64."""
 
 _HS256: Final = HMACAlgorithm(HMACAlgorithm.SHA256)
 
@@ -99,6 +104,22 @@ class SecretKey(SigningKey):
             raise ValueError("the secret is a key in PEM or another form; it must be a random text") from None
         key_id = _encode(_HS256.sign(_SECRET_ID, key)[:_SECRET_ID_BYTES])
         super().__init__(key_id=key_id, algorithm="HS256", signs_with=key, verifies_with=key)
+        self._secret = key
+
+    def open_signed(self, signed: bytes, signature: str) -> bytes | None:
+        """Return the payload of a token with a header that `verify` has accepted before.
+
+        `signed` is the token without its signature. None if anything is unusual: `verify` then decides. This
+        takes a tenth of its time.
+        """
+        expected = _encode(hmac.digest(self._secret, signed, "sha256"))
+        if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "surrogatepass")):
+            return None
+        payload = signed.partition(b".")[2].translate(_STANDARD_ALPHABET)
+        try:
+            return binascii.a2b_base64(payload + b"=" * (-len(payload) % 4), strict_mode=True)
+        except binascii.Error:
+            return None
 
 
 class PrivateKey(SigningKey):

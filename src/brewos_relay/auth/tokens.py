@@ -24,6 +24,8 @@ CLOCKS_DIFFER_S: Final = 60
 _LAST_TIME_S: Final = LAST_TIME_MS // 1000
 _SESSION_ID_CHARS: Final = 128
 _TOKEN_ID: Final = re.compile("[A-Za-z0-9_-]{1,32}")
+_HEADERS_KEPT: Final = 64
+"""How many headers of verified tokens are kept. An issuer uses the same one for all its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class KeyRing:
             raise ValueError("a key ring must have a secret or a private key")
         self._signing = keys[0]
         self._by_id = {key.id: key for key in keys}
+        self._headers: dict[str, SecretKey] = {}  # headers of verified tokens, as they are encoded
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """Return the public halves of the private keys as a JSON Web Key Set (RFC 7517)."""
@@ -125,9 +128,16 @@ class KeyRing:
 
         Raises TokenRejected or PyJWT's errors.
         """
+        signed, _, signature = token.rpartition(".")
+        header = signed.partition(".")[0]
+        known = self._headers.get(header)
+        if known is not None and (payload := known.open_signed(signed.encode(), signature)) is not None:
+            return payload
         for key in self._keys_for(_read_header(token)):
             payload = key.verify(token)
             if payload is not None:
+                if isinstance(key, SecretKey) and len(self._headers) < _HEADERS_KEPT:
+                    self._headers[header] = key
                 return payload
         raise TokenRejected("the token was signed with another secret or key")
 
