@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from urllib.parse import parse_qsl
 
 import h11
 import pytest
@@ -293,6 +294,15 @@ def test_a_bad_head_is_refused(head: bytes) -> None:
     assert caught.value.status == 400
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [b"A: 1\r\nno colon", b"no colon\r\nA: 1", b"A: 1\r\n folded", b"A: 1\x00\r\nB: 2", b"A: 1\nB: 2"],
+)
+def test_one_malformed_line_among_others_is_refused(lines: bytes) -> None:
+    with pytest.raises(Refusal, match="a header line is malformed"):
+        parse_head(b"GET / HTTP/1.1\r\nHost: a\r\n" + lines)
+
+
 @pytest.mark.parametrize("line", [b"X:" + b" " * 8000 + b"\0", b"X:" + b"\t" * 8000 + b"\x7f"])
 def test_a_bad_head_costs_little_time(line: bytes) -> None:
     began_s = time.process_time()
@@ -353,6 +363,13 @@ def parameters(query: str) -> dict[str, str]:
 def test_parameters_are_decoded() -> None:
     assert parameters("a=1&b=%C3%A9+x&c=&d&e=f=g?h") == {"a": "1", "b": "é x", "c": "", "d": "", "e": "f=g?h"}
     assert parameters("") == {}
+
+
+@given(st.text(alphabet="ab=&;%+4é?/.", max_size=30))
+def test_queries_without_anything_to_decode_are_read_like_others(query: str) -> None:
+    target = f"/ws?{query}".encode("ascii", "ignore").decode()
+    expected = dict(parse_qsl(target[4:], keep_blank_values=True, errors="replace"))
+    assert parameters(target[4:]) == expected
 
 
 def test_the_last_of_several_parameters_counts() -> None:
@@ -589,3 +606,8 @@ def test_no_headers_end_in_anything_but_a_refusal(headers: list[tuple[bytes, byt
 @given(st.binary(min_size=16, max_size=16))
 def test_every_key_is_answered(nonce: bytes) -> None:
     assert accept(upgrade_head(sec_websocket_key=base64.b64encode(nonce).decode()))
+
+
+def test_the_query_is_parsed_once() -> None:
+    request = parse_head(b"GET /ws?a=1 HTTP/1.1\r\nHost: a")
+    assert request.parameters() is request.parameters()

@@ -4,26 +4,27 @@
 §4.2).
 """
 
-import binascii
 import hashlib
 import http
 import json
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from typing import Final
 from urllib.parse import parse_qsl
 
 HEAD_END: Final = b"\r\n\r\n"
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _request_line = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/1\.([01])").fullmatch
-_header_line = re.compile(rb"(%s):[ \t]*+([\t -~\x80-\xff]*+)" % _TOKEN).fullmatch
+_header_lines = re.compile(rf"\r\n({_NAME}):[ \t]*+([\t -~\x80-\xff]*+)(?=\r\n|\Z)").findall
 _empty_line = re.compile(rb"\r?\n|\r\Z").match
 _absolute_target = re.compile(r"(?i:https?|wss?)://([^/?#]+)([/?].*)?").fullmatch
 _no_content = re.compile(r"0{1,20}").fullmatch
 _host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]+)(?::[0-9]{0,5})?").fullmatch
-_subprotocol = re.compile(_TOKEN.decode()).fullmatch
+_key = re.compile(r"[A-Za-z0-9+/]{22}==").fullmatch
+"""16 bytes in base64."""
+_subprotocol = re.compile(_NAME).fullmatch
 _MAX_QUERY_FIELDS: Final = 50
 
 
@@ -50,7 +51,16 @@ class Request:
     `peer_address`, and `secure` if TLS protects the connection.
     """
 
-    __slots__ = ("headers", "method", "minor_version", "path", "peer_address", "query", "secure")
+    __slots__ = (
+        "_parameters",
+        "headers",
+        "method",
+        "minor_version",
+        "path",
+        "peer_address",
+        "query",
+        "secure",
+    )
 
     def __init__(
         self, *, method: str, path: str, query: str, minor_version: int, headers: dict[str, str]
@@ -62,6 +72,7 @@ class Request:
         self.headers = headers
         self.peer_address = ""
         self.secure = False
+        self._parameters: dict[str, str] | None = None
 
     @property
     def wants_websocket(self) -> bool:
@@ -74,14 +85,22 @@ class Request:
         An app appends its parameters to those of the page that it runs in, which may be anything: bytes that
         are not UTF-8 become U+FFFD.
         """
-        try:
-            return dict(
-                parse_qsl(
-                    self.query, keep_blank_values=True, errors="replace", max_num_fields=_MAX_QUERY_FIELDS
-                )
-            )
-        except ValueError:
-            raise Refusal(400, "the query string has too many fields") from None
+        if self._parameters is None:
+            self._parameters = _parse_query(self.query)
+        return self._parameters
+
+
+def _parse_query(query: str) -> dict[str, str]:
+    if "%" not in query and "+" not in query and query.count("&") < _MAX_QUERY_FIELDS:
+        # Nothing to decode, as in the requests of machines: a fifth of the time of `parse_qsl`.
+        fields = (field.partition("=") for field in query.split("&") if field)
+        return {name: value for name, _, value in fields}
+    try:
+        return dict(
+            parse_qsl(query, keep_blank_values=True, errors="replace", max_num_fields=_MAX_QUERY_FIELDS)
+        )
+    except ValueError:
+        raise Refusal(400, "the query string has too many fields") from None
 
 
 def encode_response(status: int, headers: dict[str, str], body: bytes = b"", *, head_only: bool) -> bytes:
@@ -112,7 +131,7 @@ def is_head_only(data: bytes) -> bool:
 
 def names_websocket(upgrade: str) -> bool:
     """Whether an Upgrade header names WebSocket."""
-    return "websocket" in _tokens(upgrade)
+    return _names(upgrade, "websocket")
 
 
 def split_target(method: str, target: str) -> tuple[str, str | None]:
@@ -137,18 +156,18 @@ def begins_like_http(data: bytes) -> bool:
 
 def parse_head(head: bytes) -> Request:
     """Parse a request head, without the empty line at its end. Raises Refusal."""
-    lines = head.split(b"\r\n")
-    start = _request_line(lines[0])
+    line, _, _ = head.partition(b"\r\n")
+    start = _request_line(line)
     if start is None:
         raise Refusal(400, "not an HTTP/1.1 request")
+    text = head[len(line) :].decode("latin-1")
+    lines = _header_lines(text)
+    if len(lines) != text.count("\r\n"):
+        raise Refusal(400, "a header line is malformed")
     headers: dict[str, str] = {}
-    for line in lines[1:]:
-        match = _header_line(line)
-        if match is None:
-            raise Refusal(400, "a header line is malformed")
-        name = match[1].decode().lower()
-        value = match[2].decode("latin-1").rstrip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    for name, value in lines:
+        lower, value = name.lower(), value.rstrip(" \t")
+        headers[lower] = f"{headers[lower]}, {value}" if lower in headers else value
     minor_version = int(start[3])
     host = headers.get("host")
     if (host is None and minor_version == 1) or (host and not _host(host)):
@@ -170,7 +189,9 @@ def accept_upgrade(request: Request) -> bytes:
     headers = request.headers
     if request.method != "GET" or request.minor_version != 1:
         raise Refusal(400, "a WebSocket handshake must use GET and HTTP/1.1")
-    if "transfer-encoding" in headers or not _no_content(headers.get("content-length", "0")):
+    if "transfer-encoding" in headers or (
+        "content-length" in headers and not _no_content(headers["content-length"])
+    ):
         raise Refusal(400, "a WebSocket handshake has no body")
     if not names_websocket(headers.get("upgrade", "")):
         raise Refusal(
@@ -178,7 +199,7 @@ def accept_upgrade(request: Request) -> bytes:
             "this path accepts only WebSocket connections",
             headers={"Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
         )
-    if "upgrade" not in _tokens(headers.get("connection", "")):
+    if not _names(headers.get("connection", ""), "upgrade"):
         raise Refusal(400, "the Connection header does not name Upgrade")
     if headers.get("sec-websocket-version") != "13":
         raise Refusal(
@@ -187,7 +208,7 @@ def accept_upgrade(request: Request) -> bytes:
             headers={"Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
         )
     key = headers.get("sec-websocket-key", "")
-    if not _is_key(key):
+    if not _key(key):
         raise Refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
     accept = b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
     subprotocol = headers.get("sec-websocket-protocol")
@@ -206,12 +227,7 @@ def accept_upgrade(request: Request) -> bytes:
     ).encode()
 
 
-def _tokens(value: str) -> list[str]:
-    return [token.strip(" \t").lower() for token in value.split(",")]
-
-
-def _is_key(key: str) -> bool:
-    try:
-        return len(b64decode(key, validate=True)) == 16
-    except (binascii.Error, ValueError):
-        return False
+def _names(value: str, token: str) -> bool:
+    """Whether a header with a list names a token."""
+    lower = value.lower()
+    return lower == token or token in [each.strip(" \t") for each in lower.split(",")]
