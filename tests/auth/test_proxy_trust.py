@@ -14,7 +14,9 @@ FRONT = ProxyTrust(NETWORKS)
 
 
 def address_of(peer: str, *forwarded: str, proxy_trust: ProxyTrust = FRONT) -> str:
-    return proxy_trust.caller(peer, False, [("X-Forwarded-For", value) for value in forwarded]).address
+    address = proxy_trust.caller(peer, False, [("X-Forwarded-For", value) for value in forwarded]).address
+    assert proxy_trust.address(peer, ", ".join(forwarded)) == address
+    return address
 
 
 def called(*headers: tuple[str, str], peer: str = "192.0.2.9", secure: bool = False) -> tuple[str, str]:

@@ -190,3 +190,41 @@ async def test_lookups_do_not_outlive_the_batcher() -> None:
     assert table.queries == [{"running"}]
     with pytest.raises(RegistryError, match="the registry is closed"):
         await batcher.find("late")
+
+
+async def test_lookups_that_are_asked_for_together_cost_one_wait() -> None:
+    table = Table()
+    table.release()
+    waited: list[tuple[bool, bool]] = []
+    batcher = BatchedLookup(
+        table.query,
+        limiter=trio.CapacityLimiter(1),
+        on_answer=lambda waited_s, failed: waited.append((waited_s > 0, failed)),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run)
+        first, second, third = batcher.ask("a"), batcher.ask("missing"), batcher.ask("c")
+        assert not first.is_there
+        with trio.fail_after(DEADLINE_S):
+            assert await first.wait() == "A"
+        assert (second.is_there, third.is_there) == (True, True)
+        assert (await second.wait(), await third.wait()) == (None, "C")
+        nursery.cancel_scope.cancel()
+    assert table.queries == [{"a", "missing", "c"}]
+    assert waited == [(True, False)] * 3
+
+
+async def test_failures_are_reported_for_the_metrics() -> None:
+    table = Table()
+    table.failure = RegistryError("disk on fire")
+    table.release()
+    failures: list[bool] = []
+    batcher = BatchedLookup(
+        table.query, limiter=trio.CapacityLimiter(1), on_answer=lambda _, failed: failures.append(failed)
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run)
+        with trio.fail_after(DEADLINE_S), pytest.raises(RegistryError, match="disk on fire"):
+            await batcher.find("a")
+        nursery.cancel_scope.cancel()
+    assert failures == [True]

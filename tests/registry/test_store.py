@@ -23,7 +23,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import all_devices, find_devices, lock_device, remove_device, set_name
 from brewos_relay.registry.housekeeping import PRUNE_EVERY_S, prune
 from brewos_relay.registry.login_sessions import end_session, open_session
-from brewos_relay.registry.records import Activity, Change
+from brewos_relay.registry.records import Access, Activity, Change
 from brewos_relay.registry.schema import device_users
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.vocabulary import now_ms
@@ -105,6 +105,32 @@ async def test_sessions_are_found_until_they_end(url: str) -> None:
             await store.write(end_session, "b", now_ms=now_ms())
             for session_id in ("b", "c", "x"):
                 assert await store.find_session(session_id) is None
+
+
+async def test_lookups_of_an_admission_share_a_visit_to_the_registry(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits: list[object] = []
+    reading = Database.reading
+
+    def count(database: Database) -> Any:
+        visits.append(database)
+        return reading(database)
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_store(url) as store:
+            await store.write(give, IDS[0], "ada", role="member", now_ms=1)
+            monkeypatch.setattr(Database, "reading", count)
+            session, revoked = store.ask_session("none"), store.ask_revoked("none")
+            access, device = store.ask_access("ada", IDS[0]), store.ask_device(IDS[0])
+            assert (await session.wait(), await revoked.wait()) == (None, None)
+            found = await access.wait(), await device.wait()
+            assert len(visits) == 1
+            monkeypatch.undo()
+    assert [each.device_id if isinstance(each, Access) else each and each.id for each in found] == [
+        IDS[0]
+    ] * 2
+    assert sum(store.timings["lookup"].counts) == 4
 
 
 async def test_reading_and_writing(url: str) -> None:

@@ -25,6 +25,7 @@ from brewos_relay.server.connection_rates import DEVICE_BURST
 from brewos_relay.server.incoming import Denied
 from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.wire.handshake import HEAD_END, Refusal, Request, parse_head
+from support.late_answers import LateAnswer
 from support.wire_client import upgrade_head
 
 DEVICE_ID = "BRW-12AB34CD"
@@ -155,15 +156,30 @@ class FakeStore(Store):
             is_admin=False,
         )
 
+    def ask_device(self, device_id: str) -> Any:
+        return LateAnswer(self.find_device, device_id)
+
+    def ask_state(self, device_id: str) -> Any:
+        return LateAnswer(self.find_state, device_id)
+
+    def ask_access(self, user_id: str, device_id: str) -> Any:
+        return LateAnswer(self.access_of, user_id, device_id)
+
+    def ask_session(self, session_id: str) -> Any:
+        return LateAnswer(self.find_session, session_id)
+
+    def ask_revoked(self, token_id: str) -> Any:
+        return LateAnswer(self.find_revoked, token_id)
+
     async def read(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         assert function is is_recorded
         assert args[0] is self.device
         await self._answer("is it recorded")
         return self.recorded
 
-    async def is_revoked(self, token_id: str) -> bool:
+    async def find_revoked(self, token_id: str) -> str | None:
         await self._answer(token_id)
-        return token_id in self.revoked
+        return token_id if token_id in self.revoked else None
 
     def has_heard_of_revocation(self, token_id: str) -> bool:
         return token_id in self.revoked

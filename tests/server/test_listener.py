@@ -24,6 +24,7 @@ from brewos_relay.vocabulary import now_ms
 from brewos_relay.wire.frames import PING_FRAME
 from brewos_relay.wire.transport import Transport
 from support.certificates import write_certificate
+from support.late_answers import late
 from support.process import KEY, HereServer, machine_id, serve_here, serve_process
 from support.tls_client import TlsClient
 from support.wire_client import Ended, upgrade_head
@@ -69,7 +70,7 @@ async def test_a_registry_that_never_answers_is_503_in_time(
         await trio.sleep_forever()
         raise AssertionError
 
-    monkeypatch.setattr(Store, "find_device", find_device)
+    monkeypatch.setattr(Store, "ask_device", late(find_device))
     async with serve_here(tmp_path, admission_s=0.1) as server:
         with trio.fail_after(2):
             response = await (await server.connect()).ask(upgrade_head(DEVICE))
@@ -84,7 +85,7 @@ async def test_a_defect_ends_one_connection_and_is_logged_without_secrets(
 
     async with serve_here(tmp_path) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "find_device", find_device)
+            patch.setattr(Store, "ask_device", late(find_device))
             connection = await server.connect()
             with pytest.raises(Ended):
                 await connection.ask(upgrade_head(DEVICE))
@@ -121,7 +122,7 @@ async def test_a_relay_that_begins_to_drain_during_the_lookup_admits_no_peer(
         await answer.wait()
         return Device(id=device_id, key_hash=hash_secret(KEY), name=None, created_at_ms=1, last_seen_ms=None)
 
-    monkeypatch.setattr(Store, "find_device", find_device)
+    monkeypatch.setattr(Store, "ask_device", late(find_device))
     async with serve_here(tmp_path) as server:
         connection = await server.connect()
         await connection.send(upgrade_head(DEVICE))
@@ -141,7 +142,7 @@ async def test_a_peer_that_leaves_during_the_lookup_is_ignored(
         await answer.wait()
         return Device(id=device_id, key_hash=hash_secret(KEY), name=None, created_at_ms=1, last_seen_ms=None)
 
-    monkeypatch.setattr(Store, "find_device", find_device)
+    monkeypatch.setattr(Store, "ask_device", late(find_device))
     async with serve_here(tmp_path) as server:
         connection = await server.connect()
         await connection.send(upgrade_head(DEVICE))

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -28,10 +29,11 @@ from brewos_relay.server.persistence import (
     SEEN_EVERY_S,
     ActivityRecorder,
     StateKeeper,
-    find_state,
+    known_state,
 )
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
+from support.late_answers import LateAnswer
 from support.peers import ScriptedPeer
 from support.registry import new_device, register
 
@@ -224,10 +226,17 @@ class SlowStore(Store):
         saved = [state for batch in self.batches for state in batch if state.device_id == device_id]
         return saved[-1] if saved else None
 
+    def ask_state(self, device_id: str) -> Any:
+        return LateAnswer(self.find_state, device_id)
+
     async def _answer(self) -> None:
         await trio.sleep(self.answer_s)
         if self.failure is not None:
             raise self.failure
+
+
+async def find_state(store: Store, device_id: str) -> KnownState | None:
+    return await known_state(store.ask_state(device_id), device_id, within_s=1000)
 
 
 async def device_that_says(relay: Relay, *said: dict[str, object], device_id: str = ONE) -> ScriptedPeer:

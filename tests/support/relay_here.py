@@ -22,6 +22,7 @@ from brewos_relay.vocabulary import Role
 from brewos_relay.wire.connection import WebSocketConnection
 from brewos_relay.wire.polling import open_poller
 from brewos_relay.wire.transport import TransportStream
+from support.late_answers import LateAnswer
 
 SECRET: Final = "tests-only-" + "s" * 32
 APP_ORIGIN: Final = "https://cloud.example"
@@ -53,6 +54,15 @@ class MemoryStore(Store):
     async def find_state(self, device_id: str) -> StoredState | None:
         await trio.sleep(self.answer_s)
         return self.states.get(device_id)
+
+    def ask_device(self, device_id: str) -> Any:
+        return LateAnswer(self.find_device, device_id)
+
+    def ask_access(self, user_id: str, device_id: str) -> Any:
+        return LateAnswer(self.access_of, user_id, device_id)
+
+    def ask_state(self, device_id: str) -> Any:
+        return LateAnswer(self.find_state, device_id)
 
     async def save_states(self, states: Sequence[StoredState]) -> None:
         await trio.lowlevel.checkpoint()

@@ -58,6 +58,18 @@ class ProxyTrust:
         address = _parse_peer(peer_address)
         return address is not None and self._is_trusted(address)
 
+    def address(self, peer_address: str, forwarded_for: str) -> str:
+        """Return the address of the caller of a request, like `caller`.
+
+        `forwarded_for` is the value of X-Forwarded-For; several such headers are joined with commas.
+        """
+        peer = _parse_peer(peer_address)
+        if peer is None:
+            return peer_address
+        if self._is_trusted(peer):
+            peer = self._walk_back(peer, _elements(forwarded_for))
+        return _spell(peer)
+
     def caller(self, peer_address: str, secure: bool, headers: Iterable[tuple[str, str]]) -> Caller:
         """Return the caller of a request, from the connection's peer and the request's headers.
 
@@ -76,7 +88,7 @@ class ProxyTrust:
             if claimed:
                 scheme = _SCHEMES.get(claimed[0].lower(), scheme)
             hosts = values["x-forwarded-host"][-1:] + hosts
-        return Caller(str(peer), scheme, _first_host(hosts, scheme))
+        return Caller(_spell(peer), scheme, _first_host(hosts, scheme))
 
     def base_url(self, caller: Caller) -> str:
         """Return the start of links to this server, without a trailing `/`."""
@@ -101,6 +113,8 @@ class ProxyTrust:
         return any(read == _read_origin(one) for one in (*ours, *allowed))
 
     def _is_trusted(self, address: _Address) -> bool:
+        if not self._trusted:
+            return False
         return any(address in network for network in self._trusted)
 
     def _walk_back(self, nearest: _Address, forwarded: list[str]) -> _Address:
@@ -118,16 +132,21 @@ class ProxyTrust:
 def _gather(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Collect the values of the headers that count, in their order.
 
-    A header may occur several times. Empty list elements do not count (RFC 9110 §5.6.1).
+    A header may occur several times.
     """
     values: dict[str, list[str]] = {name: [] for name in ("host", *_LISTS)}
     for name, value in headers:
         lower = name.lower()
         if lower in _LISTS:
-            values[lower].extend(part for each in value.split(",") if (part := each.strip()))
+            values[lower].extend(_elements(value))
         elif lower == "host":
             values[lower].append(value.strip())
     return values
+
+
+def _elements(value: str) -> list[str]:
+    """Split a header with a list; empty elements do not count (RFC 9110 §5.6.1)."""
+    return [part for each in value.split(",") if (part := each.strip())]
 
 
 def _unmapped(network: Network) -> Network:
@@ -159,6 +178,11 @@ def _parse_address(text: str) -> _Address | None:
         return None
     # A socket for both families shows an IPv4 peer as ::ffff:192.0.2.1.
     return getattr(address, "ipv4_mapped", None) or address
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _spell(address: _Address) -> str:
+    return str(address)
 
 
 def _first_host(candidates: Iterable[str], scheme: str) -> str:

@@ -8,9 +8,10 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 import trio
 from sqlalchemy import Connection, select
@@ -19,7 +20,7 @@ from brewos_relay.core.counters import Histogram
 from brewos_relay.errors import RegistryError
 from brewos_relay.registry.access import access_of
 from brewos_relay.registry.authority import ANONYMOUS_WRITES, Authority, verify
-from brewos_relay.registry.batched_lookup import BatchedLookup
+from brewos_relay.registry.batched_lookup import Answer, BatchedLookup
 from brewos_relay.registry.change_feed import Apply, ChangeReader, ChangeWatcher
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.device_states import find_states, save_states
@@ -44,10 +45,33 @@ _RETRY_AFTER_S: Final = 0.05
 _ANY_DEVICE: Final = select(devices.c.id).limit(1)
 _BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+_Kind: TypeAlias = Literal["device", "access", "session", "revoked"]
+_Key: TypeAlias = tuple[_Kind, Any]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+
+class _Timed:
+    """Measures how long a caller waited, and counts its failure. Faster than a generator."""
+
+    __slots__ = ("_began_s", "_operation", "_store")
+
+    def __init__(self, store: "Store", operation: str) -> None:
+        self._store = store
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        self._began_s = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(value, RegistryError):
+            self._store.failures[self._operation] += 1
+        self._store.timings[self._operation].observe(time.perf_counter() - self._began_s)
 
 
 class Store:
@@ -78,13 +102,20 @@ class Store:
         # one writer at a time, writers queue here rather than in a thread each.
         writers = 1 if database.one_writer else database.connections // 2
         readers = _SQLITE_READERS if database.one_writer else database.connections - writers
-        self._readers, self._writers = trio.CapacityLimiter(readers), trio.CapacityLimiter(writers)
-        self._devices = BatchedLookup(self._query_devices, limiter=self._readers)
-        self._accesses = BatchedLookup(self._query_accesses, limiter=self._readers)
-        self._sessions = BatchedLookup(self._query_sessions, limiter=self._readers)
-        self._revoked = BatchedLookup(self._query_revoked, limiter=self._readers)
+        self._writers = trio.CapacityLimiter(writers)
+        # Admission waits for no other reads: a machine gives up after a few seconds.
+        if readers > 1:
+            readers -= 1
+            self._readers, self._lookers = trio.CapacityLimiter(readers), trio.CapacityLimiter(1)
+        else:
+            self._readers = self._lookers = trio.CapacityLimiter(readers)
+        # All that admission needs to decide; one thread answers it with one connection.
+        self._lookups: BatchedLookup[_Key, Any] = BatchedLookup(
+            self._query, limiter=self._lookers, on_answer=self._count_lookup
+        )
+        # Of their own, since states are large, and optional.
+        self._states = BatchedLookup(self._query_states, limiter=self._readers, on_answer=self._count_lookup)
         self._heard_of = set(revoked)
-        self._states = BatchedLookup(self._query_states, limiter=self._readers)
         self.write_behind = WriteBehind(database, limiter=self._writers)
         """Activity, presence and infos of devices, written every few seconds."""
         self._watcher = ChangeWatcher(self._read_changes)
@@ -97,7 +128,7 @@ class Store:
     ) -> T:
         """Call a function that reads, with a connection and these arguments, and return its result."""
         call = functools.partial(self._call_reading, function, *args, **kwargs)
-        with self._timed("read"):
+        with _Timed(self, "read"):
             return await trio.to_thread.run_sync(call, limiter=self._readers)
 
     async def write_as(
@@ -143,7 +174,7 @@ class Store:
         """
         attempt = WriteAttempt(self._writers, within_s=self._write_s)
         call = functools.partial(self._call_writing, attempt, function, *args, **kwargs)
-        with self._timed("write"):
+        with _Timed(self, "write"):
             return await attempt.run(call)
 
     async def finish_removals(self, *, within_s: float) -> None:
@@ -152,7 +183,10 @@ class Store:
 
     def connections_busy(self) -> dict[str, int]:
         """Count the connections in use, for `read` and `write`."""
-        return {"read": self._readers.borrowed_tokens, "write": self._writers.borrowed_tokens}
+        reading = self._readers.borrowed_tokens
+        if self._lookers is not self._readers:
+            reading += self._lookers.borrowed_tokens
+        return {"read": reading, "write": self._writers.borrowed_tokens}
 
     def waiting_for_connection(self) -> dict[str, int]:
         """Count the operations that wait for a connection, for `read` and `write`."""
@@ -161,20 +195,47 @@ class Store:
             "write": self._writers.statistics().tasks_waiting,
         }
 
+    # Lookups. Those that are asked for together are answered together: ask first, then wait.
+
+    def ask_device(self, device_id: str) -> Answer[Any, Device]:
+        """Look a device up by its id."""
+        return self._lookups.ask(("device", device_id))
+
+    def ask_access(self, user_id: str, device_id: str) -> Answer[Any, Access]:
+        """Look up a user's access to a device."""
+        return self._lookups.ask(("access", (user_id, device_id)))
+
+    def ask_session(self, session_id: str) -> Answer[Any, LoginSession]:
+        """Look up a login session that has not ended or expired."""
+        return self._lookups.ask(("session", session_id))
+
+    def ask_revoked(self, token_id: str) -> Answer[Any, str]:
+        """Look up the id of a token among the revoked ones."""
+        return self._lookups.ask(("revoked", token_id))
+
+    def ask_state(self, device_id: str) -> Answer[str, StoredState]:
+        """Look up the last state of a device, unless it is too old."""
+        return self._states.ask(device_id)
+
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id. Concurrent lookups share one query."""
-        with self._timed("lookup"):
-            return await self._devices.find(device_id)
+        return await self.ask_device(device_id).wait()
 
     async def access_of(self, user_id: str, device_id: str) -> Access | None:
         """Return a user's access to a device. None if there is none. Lookups share queries."""
-        with self._timed("lookup"):
-            return await self._accesses.find((user_id, device_id))
+        return await self.ask_access(user_id, device_id).wait()
 
     async def find_session(self, session_id: str) -> LoginSession | None:
         """Find a login session that has not ended or expired. Lookups share queries."""
-        with self._timed("lookup"):
-            return await self._sessions.find(session_id)
+        return await self.ask_session(session_id).wait()
+
+    async def is_revoked(self, token_id: str) -> bool:
+        """Tell whether a token was revoked. Lookups share queries."""
+        return await self.ask_revoked(token_id).wait() is not None
+
+    async def find_state(self, device_id: str) -> StoredState | None:
+        """Find the last state of a device, unless it is too old. Lookups share queries."""
+        return await self.ask_state(device_id).wait()
 
     @property
     def write_problem(self) -> tuple[str, str] | None:
@@ -186,22 +247,12 @@ class Store:
         await self.write(self._database.probe)
         self._database.write_problem = None
 
-    async def is_revoked(self, token_id: str) -> bool:
-        """Tell whether a token was revoked. Lookups share queries."""
-        with self._timed("lookup"):
-            return await self._revoked.find(token_id) is not None
-
     def has_heard_of_revocation(self, token_id: str) -> bool:
         """Tell whether a token was revoked, according to the changes read so far. Does not wait.
 
         A later revocation closes the connections of the token.
         """
         return token_id in self._heard_of
-
-    async def find_state(self, device_id: str) -> StoredState | None:
-        """Find the last state of a device, unless it is too old. Lookups share queries."""
-        with self._timed("lookup"):
-            return await self._states.find(device_id)
 
     async def save_states(self, states: Sequence[StoredState]) -> None:
         """Store the states of devices in one transaction; see `registry.device_states`."""
@@ -252,22 +303,16 @@ class Store:
         **Ends when:** cancelled, once `write_behind` has written everything, or 5 s later.
         """
         async with trio.open_nursery() as nursery:
-            for batcher in (self._devices, self._accesses, self._sessions, self._revoked, self._states):
+            for batcher in (self._lookups, self._states):
                 nursery.start_soon(batcher.run)
             nursery.start_soon(self._watcher.run)
             nursery.start_soon(self._housekeeper.run)
             nursery.start_soon(self.write_behind.run)
 
-    @contextmanager
-    def _timed(self, operation: str) -> Iterator[None]:
-        began_at_s = time.perf_counter()
-        try:
-            yield
-        except RegistryError:
-            self.failures[operation] += 1
-            raise
-        finally:
-            self.timings[operation].observe(time.perf_counter() - began_at_s)
+    def _count_lookup(self, waited_s: float, failed: bool) -> None:
+        self.timings["lookup"].observe(waited_s)
+        if failed:
+            self.failures["lookup"] += 1
 
     async def _read_changes(self) -> Sequence[Change]:
         changes = await self.read(self._follower.read)
@@ -278,21 +323,24 @@ class Store:
         with self._database.reading() as db:
             db.execute(_ANY_DEVICE).first()  # SQLite does not open its file for less
 
-    def _query_devices(self, ids: list[str]) -> Mapping[str, Device]:
+    def _query(self, keys: list[_Key]) -> Mapping[_Key, Any]:
+        """Look keys of all kinds up: a query for each kind."""
+        wanted: dict[_Kind, list[Any]] = {}
+        for kind, key in keys:
+            wanted.setdefault(kind, []).append(key)
+        found: dict[_Key, Any] = {}
         with self._database.reading() as db:
-            return {device.id: device for device in find_devices(db, ids)}
-
-    def _query_accesses(self, pairs: list[tuple[str, str]]) -> Mapping[tuple[str, str], Access]:
-        with self._database.reading() as db:
-            return access_of(db, pairs, now_ms=now_ms())
-
-    def _query_sessions(self, ids: list[str]) -> Mapping[str, LoginSession]:
-        with self._database.reading() as db:
-            return find_sessions(db, ids, now_ms=now_ms())
-
-    def _query_revoked(self, ids: list[str]) -> Mapping[str, str]:
-        with self._database.reading() as db:
-            return {id_: id_ for id_ in revoked_tokens(db, ids)}
+            if ids := wanted.get("device"):
+                found.update((("device", device.id), device) for device in find_devices(db, ids))
+            if ids := wanted.get("revoked"):
+                found.update((("revoked", id_), id_) for id_ in revoked_tokens(db, ids))
+            if ids := wanted.get("session"):
+                sessions = find_sessions(db, ids, now_ms=now_ms())
+                found.update((("session", id_), session) for id_, session in sessions.items())
+            if pairs := wanted.get("access"):
+                accesses = access_of(db, pairs, now_ms=now_ms())
+                found.update((("access", pair), access) for pair, access in accesses.items())
+        return found
 
     def _query_states(self, ids: list[str]) -> Mapping[str, StoredState]:
         with self._database.reading() as db:

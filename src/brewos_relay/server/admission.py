@@ -12,7 +12,7 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_matches, hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.attachment import Renew
-from brewos_relay.core.grant import Grant, Principal, rights_of
+from brewos_relay.core.grant import Grant, rights_of
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError, TokenRejected
@@ -28,7 +28,7 @@ from brewos_relay.registry.records import Device
 from brewos_relay.registry.store import Store
 from brewos_relay.server.connection_rates import ConnectionRates
 from brewos_relay.server.incoming import Denied
-from brewos_relay.server.persistence import find_state
+from brewos_relay.server.persistence import known_state
 from brewos_relay.vocabulary import is_key, now_ms, parse_device_id, role_includes
 from brewos_relay.wire.handshake import Refusal, Request
 
@@ -152,11 +152,14 @@ class Admission:
         self._others = others
         self._rates = ConnectionRates(relay)
 
-    async def check(self, request: Request) -> DeviceEntry | ClientEntry | TokenRefused:
-        """Admit a request. Raises Refusal."""
+    async def check(
+        self, request: Request, network: str | None = None
+    ) -> DeviceEntry | ClientEntry | TokenRefused:
+        """Admit a request. The caller may know its `network` already. Raises Refusal."""
         if self._relay.closing:
             raise Denied("leaving", 503, "the relay is restarting", headers={"Retry-After": "5"})
-        network = self.network(request)
+        if network is None:
+            network = self.network(request)
         self._rates.refuse_failing(network)
         if request.path == DEVICE_PATH:
             # A machine reconnects after 30 s, whatever the response says.
@@ -179,8 +182,8 @@ class Admission:
 
     def network(self, request: Request) -> str:
         """Return the network that a request comes from."""
-        caller = self._proxy_trust.caller(request.peer_address, request.secure, request.headers.items())
-        return network_of(caller.address)
+        forwarded_for = request.headers.get("x-forwarded-for", "")
+        return network_of(self._proxy_trust.address(request.peer_address, forwarded_for))
 
     async def _check_in_time(
         self, request: Request, network: str
@@ -212,7 +215,10 @@ class Admission:
         device_id = _device_id(parameters.get("id"), name="id")
         if not is_key(key):
             raise Denied("parameters", 400, "the parameter 'key' is missing or malformed")
-        device = await self._store.find_device(device_id)
+        asked = self._store.ask_device(device_id)
+        wants_state = not self._relay.knows_state(device_id, for_s=self._relay.limits.admission_s)
+        asked_state = self._store.ask_state(device_id) if wants_state else None
+        device = await asked.wait()
         presented_hash = hash_secret(key)
         is_current_key = hash_matches(presented_hash, device.key_hash if device is not None else None)
         next_hashes = device.next_key_hashes if device is not None else ()
@@ -231,12 +237,11 @@ class Admission:
                 device_id, presented_hash, is_next_key=is_next_key, is_unproven=is_unproven
             )
         anonymous = device is not None and device.anonymous
-        known_state = None
-        if not anonymous and not self._relay.knows_state(device_id, for_s=self._relay.limits.admission_s):
+        state = None
+        if asked_state is not None and not anonymous:
             # With a slow registry, admit the machine without its state.
-            with trio.move_on_after(self._relay.limits.admission_s / 8):
-                known_state = await find_state(self._store, device_id)
-        return DeviceEntry(device_id, presented_hash, network, anonymous, known_state)
+            state = await known_state(asked_state, device_id, within_s=self._relay.limits.admission_s / 8)
+        return DeviceEntry(device_id, presented_hash, network, anonymous, state)
 
     async def _record_use(
         self, device_id: str, key_hash: bytes, *, is_next_key: bool, is_unproven: bool
@@ -288,14 +293,23 @@ class Admission:
         principal = principal_of(claims)
         by_token = principal.names(device_id)
         self._rates.refuse_repeating_client(claims.user_id, device_id, by_token=by_token)
-        if claims.session_id is not None:
-            session = await self._store.find_session(claims.session_id)
+        store, session_id, token_id = self._store, claims.session_id, claims.token_id
+        asked_session = store.ask_session(session_id) if session_id is not None else None
+        asked_revoked = store.ask_revoked(token_id) if token_id is not None else None
+        asked_access = store.ask_access(claims.user_id, device_id) if not by_token else None
+        asked_device = store.ask_device(device_id)
+        if asked_session is not None:
+            session = await asked_session.wait()
             if session is None or session.user_id != claims.user_id:
                 return TokenRefused("the session has ended")
-        if claims.token_id is not None and await self._store.is_revoked(claims.token_id):
+        if asked_revoked is not None and await asked_revoked.wait() is not None:
             return TokenRefused("the token has been revoked")
-        grant = await self._grant(principal, device_id)
-        device = await self._store.find_device(device_id)
+        access = await asked_access.wait() if asked_access is not None else None
+        rights = rights_of(principal, device_id, access)
+        if rights is None:
+            raise Denied(_NO_ACCESS, 403, "no access to this device")
+        grant = grant_to(principal, rights)
+        device = await asked_device.wait()
         if self._others is not None:
             await self._others.find(device_id)
         # The last check, so that no other client attaches in between.
@@ -310,14 +324,6 @@ class Admission:
             grant,
             network,
         )
-
-    async def _grant(self, principal: Principal, device_id: str) -> Grant:
-        named = principal.names(device_id)
-        access = None if named else await self._store.access_of(principal.user_id, device_id)
-        rights = rights_of(principal, device_id, access)
-        if rights is None:
-            raise Denied(_NO_ACCESS, 403, "no access to this device")
-        return grant_to(principal, rights)
 
 
 def _device_id(text: str | None, *, name: str) -> str:

@@ -191,7 +191,8 @@ class Listener:
             peer = "device" if request.path == DEVICE_PATH else "client"
             try:
                 answer = accept_upgrade(request)
-                status = await self._admit(incoming, answer, await self._admission.check(request), rest)
+                entry = await self._admission.check(request, incoming.network)
+                status = await self._admit(incoming, answer, entry, rest)
             except Refusal as refusal:
                 self._handshakes[peer, str(refusal.status)] += 1
                 raise

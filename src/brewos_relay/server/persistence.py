@@ -11,6 +11,7 @@ from brewos_relay.core.relay import Relay
 from brewos_relay.core.snapshot import DeviceInfo, KnownState
 from brewos_relay.errors import RegistryError
 from brewos_relay.messages import Message
+from brewos_relay.registry.batched_lookup import Answer
 from brewos_relay.registry.device_states import STATES_AT_ONCE
 from brewos_relay.registry.records import Activity, StoredState
 from brewos_relay.registry.store import Store
@@ -87,17 +88,26 @@ class StateKeeper:
         return is_saved
 
 
-async def find_state(store: Store, device_id: str) -> KnownState | None:
-    """Find the stored state of a connecting device. Return None if there is none or the registry is slow."""
-    with trio.move_on_after(FIND_S):
-        try:
-            found = await store.find_state(device_id)
-        except RegistryError as problem:
-            log.warning("cannot read the state of device %s: %s", device_id, problem)
-            return None
-        if found is not None:
-            return KnownState(Message(found.payload, found.is_text), found.at_ms, found.since_us)
-    return None
+async def known_state(
+    asked: Answer[str, StoredState], device_id: str, *, within_s: float
+) -> KnownState | None:
+    """Wait for the stored state of a connecting device.
+
+    Return None if there is none, or the registry fails or is slow.
+    """
+    try:
+        if asked.is_there:
+            found = await asked.wait()
+        else:
+            found = None
+            with trio.move_on_after(min(within_s, FIND_S)):
+                found = await asked.wait()
+    except RegistryError as problem:
+        log.warning("cannot read the state of device %s: %s", device_id, problem)
+        return None
+    if found is None:
+        return None
+    return KnownState(Message(found.payload, found.is_text), found.at_ms, found.since_us)
 
 
 class ActivityRecorder:
