@@ -3,6 +3,7 @@
 import math
 import re
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -44,14 +45,14 @@ _QUOTED_CHARS: Final = 16
 
 
 def parse_device_id(text: str) -> str:
-    """Return a device id in upper case. Raises ValueError if the text is not a device id.
+    """Return a device id in upper case, the same object each time. Raises ValueError if it is none.
 
     The error quotes short texts only: a long one may be a key in the wrong place.
     """
     if DEVICE_ID.fullmatch(text) is None:
         quoted = repr(text) if len(text) <= _QUOTED_CHARS else f"a text of {len(text)} characters"
         raise ValueError(f"{quoted} is not a device id: it must be BRW- and 8 hex digits, as in BRW-12AB34CD")
-    return text.upper()
+    return sys.intern(text.upper())
 
 
 def generate_device_id() -> str:

@@ -748,13 +748,12 @@ class OutOfMemory(Transport):
     def __init__(self, sock: socket.socket, **options: Any) -> None:
         super().__init__(sock, **options)
         self.fails = True
-        self._recv = self._receive
 
-    def _receive(self, most_bytes: int) -> bytes:
+    def read(self) -> bytes | None:
         if self.fails:
             self.fails = False
             raise MemoryError
-        return self._socket.recv(most_bytes)
+        return super().read()
 
 
 @pytest.mark.parametrize("min_age_s", [0.0, 0.3])

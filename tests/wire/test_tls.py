@@ -305,7 +305,7 @@ async def test_a_write_that_waits_for_reading_ends_the_connection(
         raise ssl.SSLWantReadError
 
     async with tls_pair(server) as (transport, client):
-        monkeypatch.setattr(transport, "_send", send)
+        monkeypatch.setattr(transport._stream, "send", send)
         assert transport.write(b"lost")
         assert transport.outbox_bytes == 0
         assert transport.broken
@@ -324,7 +324,7 @@ async def test_a_read_that_waits_for_room_ends_the_connection(
         raise ssl.SSLWantWriteError
 
     async with tls_pair(server) as (transport, client):
-        monkeypatch.setattr(transport, "_recv", recv)
+        monkeypatch.setattr(transport._stream, "recv", recv)
         await client.send(b"x")
         assert await read(transport) == b""
         assert transport.broken

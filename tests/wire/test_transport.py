@@ -1,7 +1,7 @@
 """The transport, over real sockets with small buffers."""
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
@@ -22,6 +22,16 @@ from support.sockets import (
 )
 
 LIMIT = 10_000
+
+
+class ScriptedStream:
+    """A stream whose writes are a function."""
+
+    def __init__(self, send: Callable[[bytes], int]) -> None:
+        self.send = send
+
+    def recv(self, _most_bytes: int) -> bytes:
+        raise AssertionError("nothing is read")
 
 
 @pytest.fixture(autouse=True)
@@ -178,14 +188,14 @@ async def test_failing_held_write_affects_no_other(is_watched: bool) -> None:
         sends = bad.write_batch = good.write_batch = WriteBatch()
         if is_watched:
             bad.owner = owner
-        bad._send = fail
+        bad._stream = ScriptedStream(fail)
         with sends:
             assert bad.write(b"lost")
             assert good.write(b"sent")
         assert read_available(far_good) == b"sent"
         assert [type(each) for each in owner.failures] == [MemoryError] * is_watched
         assert bad.broken is not is_watched
-        bad._send = lambda data: len(data)
+        bad._stream = ScriptedStream(len)
         with sends:
             assert bad.write(b"later")
 
@@ -214,7 +224,7 @@ async def test_small_writes_that_are_held_go_in_one_piece() -> None:
 
     with tcp_pair() as (near, _):
         transport = Transport(near, outbox_limit_bytes=LIMIT, lag_bytes=10)
-        transport._send = send
+        transport._stream = ScriptedStream(send)
         transport.write_batch = WriteBatch()
         with transport.write_batch:
             for piece in (b"1", b"2" * 8, b"3", b"4", b"5" * 10):
@@ -263,7 +273,7 @@ async def test_held_writes_have_the_same_limits_as_direct_ones(
     with tcp_pair() as (near_one, _), tcp_pair() as (near_two, _):
         at_once = Transport(near_one, outbox_limit_bytes=200, lag_bytes=lag_bytes)
         held = Transport(near_two, outbox_limit_bytes=200, lag_bytes=lag_bytes)
-        at_once._send = held._send = lambda _data: 0
+        at_once._stream = held._stream = ScriptedStream(lambda _data: 0)
         held.write_batch = WriteBatch()
         with held.write_batch:
             for size, keep in writes:

@@ -271,7 +271,8 @@ class ClientAttachment(Attachment):
         """Apply a grant from the next message on. A client whose access was ended keeps no access."""
         if self.access_ends_at > LONG_AGO:
             self.grant = grant
-            self.access_ends_at = trio.current_time() + grant.until_s - time.time()
+            left_s = grant.until_s - time.time()
+            self.access_ends_at = trio.current_time() + left_s if left_s < math.inf else math.inf
             self.due_at = LONG_AGO
 
     def end_access(self, code: int, reason: str) -> None:

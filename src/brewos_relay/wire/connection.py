@@ -54,6 +54,10 @@ def _ignore(_messages: Sequence[Message]) -> float:
     return 0.0
 
 
+def _let_cancel(_raise_cancel: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.SUCCEEDED
+
+
 class WebSocketConnection:
     """A WebSocket after its handshake.
 
@@ -141,8 +145,10 @@ class WebSocketConnection:
             if self._ending is None:
                 # Without an Event and a CancelScope: they would be most of the memory of an idle connection.
                 self._sleeper = trio.lowlevel.current_task()
-                await trio.lowlevel.wait_task_rescheduled(self._on_cancelled)
+                self._sleeper.custom_sleep_data = self  # Trio clears this when the task is to wake up
+                await trio.lowlevel.wait_task_rescheduled(_let_cancel)
         finally:
+            self._sleeper = None
             self._poller.unwatch(transport.fd)
             transport.owner = None
             if self._overdue is not None:
@@ -158,15 +164,15 @@ class WebSocketConnection:
             return PeerEnd("peer", None, reason, self._round_trip_s)
         return PeerEnd("peer" if ending.by_peer else "relay", ending.code, ending.reason, self._round_trip_s)
 
-    def _on_cancelled(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._sleeper = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
     def _wake(self) -> None:
         """Let `run` end."""
-        if self._sleeper is not None:
-            trio.lowlevel.reschedule(self._sleeper)
-            self._sleeper = None
+        if (sleeper := self._sleeping_task()) is not None:
+            trio.lowlevel.reschedule(sleeper)
+
+    def _sleeping_task(self) -> trio.lowlevel.Task | None:
+        """Return the task of `run` while it waits for the end, and is neither woken nor cancelled."""
+        sleeper = self._sleeper
+        return sleeper if sleeper is not None and sleeper.custom_sleep_data is self else None
 
     def _read_first(self) -> bytes | None:
         """Read until there are bytes for the first time, which proves that the peer has its 101."""
@@ -260,7 +266,7 @@ class WebSocketConnection:
 
     async def _resume_reading(self, pause_s: float) -> None:
         await trio.sleep(pause_s)
-        if self._sleeper is not None:
+        if self._sleeping_task() is not None:
             self._poller.watch(self._transport.fd, self)
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:

@@ -8,6 +8,7 @@ has none, and a poller that watches the socket misses nothing.
 import contextlib
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -21,6 +22,19 @@ _HANDSHAKE_RECORD: Final = b"\x16"
 def begins_like_tls(data: bytes) -> bool:
     """Whether these first bytes of a connection can be those of a TLS handshake (RFC 8446 §5.1)."""
     return data[:1] == _HANDSHAKE_RECORD
+
+
+class _TlsStream:
+    """The methods of an SSLSocket that know TLS only.
+
+    Its `send` and `recv` would be one more call, and continue without TLS after its end.
+    """
+
+    __slots__ = ("recv", "send")
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self.send: Callable[[bytes], int] = tls.write
+        self.recv: Callable[[int], bytes] = tls.read
 
 
 class TlsTransport(Transport):
@@ -43,10 +57,7 @@ class TlsTransport(Transport):
             tls, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes, write_batch=write_batch
         )
         self._tls = tls
-        # These know TLS only, and save a call over `send` and `recv`, which continue without TLS after its
-        # end.
-        self._send = tls.write
-        self._recv = tls.read
+        self._stream: _TlsStream = _TlsStream(tls)
         self._sent_close_notify = False
 
     def _break(self) -> None:
@@ -63,8 +74,8 @@ class TlsTransport(Transport):
         self._sent_close_notify = True
         with contextlib.suppress(OSError):  # usually because the peer has not sent its close_notify yet
             self._tls.unwrap()
-            self._recv = _nothing  # it has, and the socket has no TLS any more
-        self._send = _take_all
+            self._stream.recv = _nothing  # it has, and the socket has no TLS any more
+        self._stream.send = _take_all
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._tls, socket.SHUT_WR)
 

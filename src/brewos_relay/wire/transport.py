@@ -8,7 +8,6 @@ import ssl
 import sys
 import termios
 from collections import deque
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
@@ -47,7 +46,7 @@ class WriteBatch:
             transport._held = None
             try:
                 try:
-                    sent = transport._send(data)
+                    sent = transport._stream.send(data)
                 except _NO_ROOM:
                     sent = 0
                 except OSError:
@@ -61,6 +60,18 @@ class WriteBatch:
 
 _AT_ONCE: Final = WriteBatch()
 """Holds no writes."""
+
+
+class ByteStream(Protocol):
+    """A socket, or TLS over one. Its methods raise an OSError if they would have to wait."""
+
+    def send(self, data: bytes, /) -> int:
+        """Write as much as possible; return how many bytes that was."""
+        ...
+
+    def recv(self, most_bytes: int, /) -> bytes:
+        """Read once; empty bytes are the end."""
+        ...
 
 
 class Owner(Protocol):
@@ -88,9 +99,8 @@ class Transport:
         "_lag_bytes",
         "_outbox",
         "_outbox_limit_bytes",
-        "_recv",
-        "_send",
         "_socket",
+        "_stream",
         "_wakes",
         "broken",
         "fd",
@@ -109,8 +119,7 @@ class Transport:
     ) -> None:
         self._socket = sock
         self.fd = sock.fileno()
-        self._send: Callable[[bytes], int] = sock.send
-        self._recv: Callable[[int], bytes] = sock.recv
+        self._stream: ByteStream = sock  # its methods are not kept: two of them take 144 bytes
         self.write_batch = write_batch or _AT_ONCE
         self._held: bytes | None = None
         self._outbox: deque[bytes] | None = None
@@ -146,7 +155,7 @@ class Transport:
     def read(self) -> bytes | None:
         """Read up to 64 KiB; None if there is nothing to read, empty bytes at the end of the stream."""
         try:
-            return self._recv(READ_BYTES)
+            return self._stream.recv(READ_BYTES)
         except _NOTHING_TO_READ:
             return None
         except OSError:
@@ -198,7 +207,7 @@ class Transport:
     def _write_now(self, data: bytes) -> None:
         """Write as much as the system takes; the rest waits in the outbox."""
         try:
-            sent = self._send(data)
+            sent = self._stream.send(data)
         except _NO_ROOM:
             sent = 0
         except OSError:
@@ -224,7 +233,7 @@ class Transport:
 
     def _try_send(self, data: bytes) -> int:
         try:
-            return self._send(data)
+            return self._stream.send(data)
         except _NO_ROOM:
             return 0
         except OSError:
