@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from pinning import Pins, pinned_to
-from processes import cpu_s_of, descendants, pss_kib
+from processes import Process, cpu_s_of, descendants, pss_kib
 from progress import say, warn
 from redis_server import RedisClient, RedisServer, running_redis
 from servers import BUILD, BenchError, Server, running
@@ -419,17 +419,26 @@ def _run_workers(
 ) -> tuple[Report, list[int]]:
     """Run a workload on several workers; return its report, and the memory of each process in KiB.
 
-    The workers are the first processes, then come their parent and Redis.
+    The workers are the first processes, then come their parent, their template and Redis.
     """
     with running(setting.workers(count)) as (port, pid):
         started = descendants(pid)
-        workers = [each.pid for each in started if each.parent == pid and each.name != "sh"]
+        workers = workers_among(started, pid)
         if len(workers) != count:
             raise BenchError(f"{len(workers)} of {count} workers run")
         others = [each.pid for each in started if each.pid not in workers]
         pids = [*workers, pid, *others]
         report = setting.run([*workload, "--port", str(port)], pids=pids, secs=secs)
         return report, [pss_kib(each) for each in pids]
+
+
+def workers_among(started: Sequence[Process], pid: int) -> list[int]:
+    """Return the ids of the workers among the processes that a parent has started: forks of their template.
+
+    Redis has a shell as its parent.
+    """
+    templates = {each.pid for each in started if each.parent == pid and each.name != "sh"}
+    return [each.pid for each in started if each.parent in templates]
 
 
 def compare_workers(one: Report, two: Report) -> dict[str, float]:

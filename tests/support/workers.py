@@ -44,7 +44,12 @@ def descendants(pid: int) -> set[int]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """List the workers among the processes that a process has started."""
+    """List the workers of a parent: the forks of their template."""
+    return [worker for template in templates_of(pid) for worker in children(template)]
+
+
+def templates_of(pid: int) -> list[int]:
+    """List the templates of workers among the processes that a process has started."""
     return [child for child in children(pid) if b"--worker\0" in command_of(child)]
 
 
@@ -112,7 +117,7 @@ async def serve_workers(
     """Start a server of several workers with machines of these numbers. In the end, none of it runs."""
     if "BREWOS_RELAY_BUS" not in settings:
         require_redis()
-    database = f"sqlite:///{folder}/data/brewos-relay.db"
+    database = str(settings.get("BREWOS_RELAY_DATABASE_URL", f"sqlite:///{folder}/data/brewos-relay.db"))
     (folder / "data").mkdir(exist_ok=True)
     devices = [NewDevice(id=machine_id(n), key_hash=hash_secret(KEY)) for n in machines]
     with Database.open(database) as opened, opened.writing() as db:

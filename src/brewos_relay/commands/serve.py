@@ -12,7 +12,6 @@ from brewos_relay.interpreted import prefer_source
 
 if TYPE_CHECKING:
     from brewos_relay.server.signals import ServerSignals
-    from brewos_relay.settings import Settings
 
 # The names that `settings` accepts; importing it would slow `--help` down.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -109,7 +108,7 @@ def serve(
         if not settings.compiled:  # by `.env`; the package itself reads the environment
             prefer_source()
         if descriptor is not None:
-            _run_worker(settings, signals, descriptor)
+            _run_worker(signals, descriptor)
             return
         from brewos_relay.settings import unknown_variables
 
@@ -130,9 +129,15 @@ def serve(
         run_server(settings, signals=signals, warnings=warnings)
 
 
-def _run_worker(settings: "Settings", signals: "ServerSignals", descriptor: int) -> None:
-    """Run one of several workers, with the socket to its parent."""
+def _run_worker(signals: "ServerSignals", descriptor: int) -> None:
+    """Run one of several workers, or the template that they are forked from, for the parent at a socket."""
+    from brewos_relay.server.worker_template import become_worker
+
+    if (channel := become_worker(descriptor)) is None:
+        return
     from brewos_relay.server.run import run_server
     from brewos_relay.server.worker import Worker
 
-    run_server(settings, signals=signals, worker=Worker.from_descriptor(descriptor, settings))
+    settings = settings_from()
+    settings.require_jwt_secrets()
+    run_server(settings, signals=signals, worker=Worker.from_descriptor(channel, settings))

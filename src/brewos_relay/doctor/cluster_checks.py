@@ -8,11 +8,12 @@ import trio
 from brewos_relay.cluster.broker import BrokerError
 from brewos_relay.cluster.survey import survey
 from brewos_relay.doctor import Finding, State
-from brewos_relay.errors import RegistryError, SettingsError
+from brewos_relay.errors import RegistryError, RelayError, SettingsError
 from brewos_relay.instances import ClusterProblem, ProblemKind, Survey
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.identity import fingerprint_of
 from brewos_relay.server.cluster import describe_settings, open_broker
+from brewos_relay.server.private_redis import find_program
 from brewos_relay.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,10 +51,24 @@ def read_bus(url: str) -> BusState:
     return trio.run(read)
 
 
+def _check_private_bus() -> list[Finding]:
+    """Check what several workers without a bus need: a program for a private one, and its driver."""
+    try:
+        program = find_program()
+        open_broker("redis://localhost")  # which is not connected
+    except (RelayError, SettingsError) as problem:
+        reason, _, advice = str(problem).partition("; " if isinstance(problem, SettingsError) else ": ")
+        return [Finding("bus", "failed", reason, advice)]
+    return [Finding("bus", "ok", f"the workers start one of their own: {program}")]
+
+
 def check_bus(settings: Settings) -> list[Finding]:
-    """Check the bus, and whether its instances and these settings fit together. Nothing without a bus."""
+    """Check the bus, and whether its instances and these settings fit together.
+
+    Without a bus, check whether several workers could have one of their own.
+    """
     if not settings.bus:
-        return []
+        return _check_private_bus() if settings.workers > 1 else []
     try:
         state = read_bus(settings.bus)
     except SettingsError as problem:

@@ -139,7 +139,7 @@ async def open_server(
     accounts = account_rules(settings)
     tls = read_certificate(settings)
     counters, database_url = Counters(), settings.resolved_database_url()
-    bus = Bus(settings, is_worker=worker is not None)
+    bus = Bus(settings, parent_pid=worker.parent_pid if worker is not None else None)
     async with (
         open_sockets(settings) if worker is None else worker.open_sockets() as sockets,
         open_store(

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -126,9 +125,9 @@ class Bus:
     Raises SettingsError if its URL is malformed or its driver is missing.
     """
 
-    def __init__(self, settings: Settings, *, is_worker: bool = False) -> None:
+    def __init__(self, settings: Settings, *, parent_pid: int | None = None) -> None:
         self._settings = settings
-        self._parent = f"{_boot_id()} {socket.gethostname()} {os.getppid()}" if is_worker else ""
+        self._parent = f"{_boot_id()} {socket.gethostname()} {parent_pid}" if parent_pid else ""
         self._started_ms = now_ms()
         self.instance = f"{settings.instance or socket.gethostname()}-{secrets.token_hex(3)}"
         """The name of this instance, which no other process has."""

@@ -57,6 +57,7 @@ class Worker:
             each.setblocking(False)
         self.number = start.number
         self.count = start.workers
+        self.parent_pid = start.parent
         self.has_private_bus = start.private_bus
         """Whether the workers of this machine are the only instances."""
         self.drain_window_s: float | None = None

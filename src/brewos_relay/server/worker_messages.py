@@ -1,4 +1,4 @@
-"""The messages between the parent and its workers, and between two workers."""
+"""The messages between the parent, the template of its workers, its workers, and two workers."""
 
 from typing import TypeAlias
 
@@ -9,19 +9,65 @@ class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """A message; its tag is the name of its class."""
 
 
+# Between the parent and the template of the workers
+
+
+class Fork(_Message, frozen=True):
+    """Fork a worker with these environment variables. Its end of a channel to the parent comes with this."""
+
+    variables: dict[str, str]
+
+
+class Become(_Message, frozen=True):
+    """Be a worker yourself; otherwise like Fork."""
+
+    variables: dict[str, str]
+
+
+class Wait(_Message, frozen=True):
+    """Answer with the exit code of this worker, which has ended."""
+
+    pid: int
+
+
+ToTemplate: TypeAlias = Fork | Become | Wait
+
+
+class Forked(_Message, frozen=True):
+    """A worker was forked. A file that names the process comes with this message."""
+
+    pid: int
+
+
+class NotForked(_Message, frozen=True):
+    """The system could not fork a worker."""
+
+    errno: int
+
+
+class Ended(_Message, frozen=True):
+    """The exit code of a worker, negative for a signal."""
+
+    code: int
+
+
+FromTemplate: TypeAlias = Forked | NotForked | Ended
+
+
 # From the parent
 
 
 class Start(_Message, frozen=True):
     """The first message: the number of the worker, from 1 on, and how many sockets come for each port.
 
-    With a private bus, the workers are the only instances.
+    `parent` is the id of the parent's process. With a private bus, the workers are the only instances.
     """
 
     number: int
     workers: int
     main: int
     redirect: int
+    parent: int
     private_bus: bool
 
 

@@ -4,8 +4,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
@@ -24,6 +22,7 @@ from brewos_relay.server.worker_messages import (
     Start,
     WantMetrics,
 )
+from brewos_relay.server.worker_template import ForkedProcess, WorkerTemplate
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,9 @@ class WorkerProcess:
     **Ends when:** the process ends. A process that hangs is killed.
     """
 
-    def __init__(self, number: int, process: trio.Process, channel: FdChannel[FromWorker]) -> None:
+    def __init__(
+        self, number: int, process: trio.Process | ForkedProcess, channel: FdChannel[FromWorker]
+    ) -> None:
         self.number = number
         self.process = process
         self.channel = channel
@@ -67,27 +68,20 @@ class WorkerProcess:
         number: int,
         count: int,
         sockets: ListeningSockets,
-        environ: Mapping[str, str],
+        template: WorkerTemplate,
+        variables: Mapping[str, str],
         *,
         private_bus: bool = False,
     ) -> "WorkerProcess":
-        """Start a process and give it its number and the listening sockets. Raises OSError."""
+        """Start a worker and give it its number and the listening sockets. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
-            process = await trio.lowlevel.open_process(
-                [*_interpreter(), "-m", "brewos_relay", "serve", "--worker", str(theirs.fileno())],
-                env=environ,
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C in a terminal is for the parent alone
-            )
+            process = await template.start_worker(variables, theirs)
         except BaseException:
             ours.close()
             raise
-        finally:
-            theirs.close()
         channel = FdChannel[FromWorker](ours, FromWorker)
-        first = Start(number, count, len(sockets.main), len(sockets.redirect), private_bus)
+        first = Start(number, count, len(sockets.main), len(sockets.redirect), os.getpid(), private_bus)
         channel.send(first, [each.dup() for each in (*sockets.main, *sockets.redirect)])
         return cls(number, process, channel)
 
@@ -170,8 +164,7 @@ class WorkerProcess:
 
     def _signal(self, number: signal.Signals) -> None:
         if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.process.pid, number)
+            self.process.send_signal(number)
 
     async def _stop(self) -> None:
         """End the process, if it runs, and close the channel."""
@@ -183,8 +176,3 @@ class WorkerProcess:
             await self.process.wait()
         self.channel.close()
         self.ended.set()
-
-
-def _interpreter() -> list[str]:
-    """Return the command of this Python. With -P, it does not look for modules in the current folder."""
-    return [sys.executable] if os.getcwd() in sys.path or "" in sys.path else [sys.executable, "-P"]  # noqa: PTH109

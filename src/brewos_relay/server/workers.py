@@ -23,6 +23,7 @@ from brewos_relay.server.sockets import ListeningSockets, describe_addresses, op
 from brewos_relay.server.supervision import contained
 from brewos_relay.server.worker_messages import AllMetrics, Drain, Hurry, Leave, Reload, Sibling
 from brewos_relay.server.worker_process import WorkerProcess
+from brewos_relay.server.worker_template import WorkerTemplate
 from brewos_relay.settings import Settings, variable_names
 from brewos_relay.telemetry.line_writer import LineWriter
 from brewos_relay.telemetry.merged_metrics import MergedMetrics
@@ -76,7 +77,10 @@ async def _run(
         environ[variable_names("bus")[0]] = bus
         workers = Workers(settings, sockets, environ, signals=signals, notifier=notifier, announce=announce)
         signals.before_end = workers.kill
-        await workers.run()
+        try:
+            await workers.run()
+        finally:
+            await workers.close()
     if workers.failure is not None and not workers.has_started:
         raise RelayError(workers.failure)
     return workers.failure
@@ -95,7 +99,8 @@ async def _open_bus(settings: Settings) -> AsyncIterator[str]:
 class Workers:
     """The workers of one machine, by number.
 
-    **Owns:** the processes; a task for each that keeps it running, and those of the metrics.
+    **Owns:** the processes and their template; a task for each worker that keeps it running, and those of
+    the metrics.
     **Ends when:** all workers have drained, or none can be started.
     """
 
@@ -114,7 +119,7 @@ class Workers:
         self.has_started = False
         self._settings = settings
         self._sockets = sockets
-        self._environ = environ
+        self._template = WorkerTemplate(environ)
         self._signals = signals
         self._notifier = notifier
         self._announce = announce
@@ -163,6 +168,10 @@ class Workers:
         for worker in list(self._running.values()):
             worker.kill()
 
+    async def close(self) -> None:
+        """End the template of the workers."""
+        await self._template.close()
+
     # Starting and replacing
 
     async def _start_all(self) -> None:
@@ -202,9 +211,13 @@ class Workers:
         **Owns:** a nursery with a task that waits until the worker is ready.
         """
         try:
-            environ = {**self._environ, variable_names("instance")[0]: f"{self._name[:_NAME_CHARS]}-{number}"}
             worker = await WorkerProcess.spawn(
-                number, len(self._tried), self._sockets, environ, private_bus=not self._settings.bus
+                number,
+                len(self._tried),
+                self._sockets,
+                self._template,
+                {variable_names("instance")[0]: f"{self._name[:_NAME_CHARS]}-{number}"},
+                private_bus=not self._settings.bus,
             )
         except OSError as error:
             return f"could not be started ({error.strerror or error})", False
