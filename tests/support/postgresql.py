@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
@@ -27,6 +28,22 @@ USER: Final = "relay"
 
 _WITHIN_S: Final = 30.0
 _MIGRATED: Final = "migrated"
+_CLEANER: Final = "cleaner"
+"""The role that makes databases empty. Tests count the connections of the other one."""
+_GROWTH_BYTES: Final = 1_000_000
+"""A database that has grown by more is dropped: what is deleted still takes time to read."""
+_END_OTHERS: Final = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+_DESCRIBE_SCHEMA: Final = """
+SELECT (SELECT version_num FROM alembic_version),
+  (SELECT string_agg(pg_describe_object(classid, objid, objsubid), ' ' ORDER BY 1)
+    FROM (SELECT 'pg_class'::regclass AS classid, attrelid AS objid, attnum AS objsubid
+    FROM pg_attribute WHERE attrelid >= 16384 AND NOT attisdropped) AS columns),
+  (SELECT count(*) FROM pg_constraint WHERE oid >= 16384),
+  (SELECT count(*) FROM pg_trigger)
+"""
 _SETTINGS: Final = {
     "listen_addresses": "",
     "fsync": "off",
@@ -54,7 +71,10 @@ def find_programs() -> Path | None:
 
 
 class PostgreSQL:
-    """A cluster. It can be stopped as by a crash, and started again; `new_database` gives URLs."""
+    """A cluster. It can be stopped as by a crash, and started again; `new_database` gives URLs.
+
+    To make a database takes 80 ms, to empty one 10 ms: one in which a test has left only rows is used again.
+    """
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs = programs
@@ -81,6 +101,23 @@ class PostgreSQL:
         self._admin = create_engine(self.url_of("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
         self._run(f"CREATE DATABASE {_MIGRATED}")
         upgrade(self.url_of(_MIGRATED))
+        self._run(f"CREATE ROLE {_CLEANER} SUPERUSER LOGIN")
+        self._cleaners: dict[str, psycopg.Connection] = {}
+        self._spare: list[str] = []
+        with self._connect(_MIGRATED) as db:
+            self._schema = db.execute(_DESCRIBE_SCHEMA).fetchone()
+            self._size = self._size_of(db)
+            identity = db.execute("SELECT * FROM registry_identity").fetchone()
+            tables = [name for (name,) in db.execute("SELECT relname FROM pg_stat_user_tables")]
+        assert identity is not None
+        self._empty = "; ".join(
+            (
+                "SET session_replication_role = replica",  # no table refers to another meanwhile
+                *(f'DELETE FROM "{table}"' for table in tables if table != "alembic_version"),
+                f"INSERT INTO registry_identity VALUES {tuple(identity)}",
+                "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'",
+            )
+        )
 
     def url_of(self, name: str) -> str:
         """Give the URL of a database."""
@@ -117,17 +154,52 @@ class PostgreSQL:
 
     def close(self) -> None:
         """Stop it, at the end of the tests."""
+        for db in self._cleaners.values():
+            db.close()
         self.stop()
 
     @contextmanager
     def new_database(self, *, empty: bool = False) -> Iterator[str]:
-        """Return the URL of a database with the registry's tables, or with none. It is dropped afterwards."""
-        name = f"test_{next(self._numbers)}"
-        self._run(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else _MIGRATED}")
+        """Return the URL of a database with the registry's tables and no rows, or without tables."""
+        if not empty and self._spare:
+            name = self._spare.pop()
+        else:
+            name = f"test_{next(self._numbers)}"
+            self._run(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else _MIGRATED}")
         try:
             yield self.url_of(name)
         finally:
-            self._run(f"DROP DATABASE {name} WITH (FORCE)")
+            if not empty and self._make_empty(name):
+                self._spare.append(name)
+            else:
+                self._run(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _make_empty(self, name: str) -> bool:
+        """Delete all rows of a database; return False if it cannot be used again."""
+        # The connection stays open, because a new one would read the catalogue again.
+        db = self._cleaners.pop(name, None)
+        try:
+            db = db or self._connect(name)
+            db.execute(_END_OTHERS)
+            if db.execute(_DESCRIBE_SCHEMA).fetchone() != self._schema:
+                return False
+            db.execute(self._empty)
+            if self._size_of(db) > self._size + _GROWTH_BYTES:
+                return False
+            self._cleaners[name], db = db, None
+            return True
+        except psycopg.Error:
+            return False
+        finally:
+            if db is not None:
+                db.close()
+
+    def _connect(self, name: str) -> psycopg.Connection:
+        return psycopg.connect(host=str(self._folder), user=_CLEANER, dbname=name, autocommit=True)
+
+    def _size_of(self, db: psycopg.Connection) -> int:
+        (size,) = db.execute("SELECT pg_database_size(current_database())").fetchone() or (0,)
+        return int(size)
 
     @contextmanager
     def limited_role(self, url: str, *, connections: int) -> Iterator[str]:
