@@ -6,6 +6,7 @@ import pytest
 from quart_trio import QuartTrio
 
 from brewos_relay.api.app_index import ENTRY
+from brewos_relay.api.web import PublishedCa
 from support.household import Household, open_household
 
 CONSOLE = files("brewos_relay") / "console"
@@ -142,7 +143,7 @@ def test_pages_have_no_inline_code_and_no_broken_references(name: str) -> None:
     for path in re.findall(r'(?:src|href)="([^"?]+)', page):
         assert path.startswith("/")
         assert not path.startswith("//")
-        assert path in PAGES or path.removeprefix("/console/") in NAMES, path
+        assert path in PAGES or path == "/ca.crt" or path.removeprefix("/console/") in NAMES, path
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".html")])
@@ -193,3 +194,22 @@ def test_console_loads_nothing_from_other_sites() -> None:
     for name in NAMES:
         found = set(re.findall(r"https?://[^\s\"')]+", text_of(name)))
         assert found <= {"http://www.w3.org/2000/svg"}, name
+
+
+async def test_ca_can_be_installed_from_a_page_with_its_fingerprint(tmp_path: Path, dist: Path) -> None:
+    ca = PublishedCa(b"-----BEGIN CERTIFICATE-----", "AB:CD")
+    for app in (None, dist):
+        (folder := tmp_path / str(app is None)).mkdir()
+        async with open_household(folder, web_dist_path=app, local_ca=lambda: ca) as house:
+            page = await house.app.test_client().get("/ca")
+            assert (page.status_code, page.content_type) == (200, "text/html; charset=utf-8")
+            assert "<code>AB:CD</code>" in await page.get_data(as_text=True)
+            assert "script-src 'self'" in page.headers["Content-Security-Policy"]
+            file = await house.app.test_client().get("/ca.crt")
+            assert (file.status_code, await file.get_data()) == (200, ca.pem)
+            assert file.content_type == "application/x-x509-ca-cert"
+
+
+async def test_server_without_a_local_ca_has_no_page_for_it(app: QuartTrio) -> None:
+    for path in ("/ca", "/ca.crt"):
+        assert (await app.test_client().get(path)).status_code == 404

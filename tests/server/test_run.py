@@ -7,8 +7,9 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server.assembly import Server, open_server
 from brewos_relay.server.incoming import LINES_AT_ONCE_OF_EACH
+from brewos_relay.server.local_ca import LocalCa
 from brewos_relay.settings import Settings
 from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.settings.server_limits import ServerLimits
@@ -294,6 +296,33 @@ async def test_a_self_signed_certificate_is_renewed_while_the_server_runs(
             pass
 
 
+async def test_phone_gets_the_local_ca_over_plain_http_and_trusts_the_server(tmp_path: Path) -> None:
+    port = free_port()
+    chosen = {"tls_self_signed": True, "redirect_port": port, "public_url": "https://coffee.example"}
+    async with serve_here(tmp_path, settings=chosen) as here:
+        ca = LocalCa.load(tmp_path)
+        assert ca is not None
+        plain = Reach(("127.0.0.1", port))
+        answer = await (await plain.connect()).ask(b"GET /ca.crt HTTP/1.1\r\nHost: coffee.example\r\n\r\n")
+        assert answer.header("content-type") == ["application/x-x509-ca-cert"]
+        assert answer.body == ca.pem
+        foreign = await (await plain.connect()).ask(b"GET /ca.crt HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        assert foreign.status == 421
+        trusting = ssl.create_default_context(cadata=answer.body.decode())
+        for name in ("coffee.example", "127.0.0.1"):
+            stream = await trio.open_tcp_stream(*here.address)
+            tls = trio.SSLStream(stream, trusting, server_hostname=name)
+            await tls.do_handshake()
+            await tls.send_all(b"GET /ca HTTP/1.1\r\nHost: coffee.example\r\nConnection: close\r\n\r\n")
+            page = b""
+            with suppress(trio.BrokenResourceError):
+                while data := await tls.receive_some(65536):
+                    page += data
+            await trio.aclose_forcefully(tls)
+            assert ca.fingerprint.encode() in page
+        plain.abort()
+
+
 async def test_invalid_certificates_are_refused(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
     files.key.write_bytes(b"no key")
@@ -529,6 +558,9 @@ async def test_the_fingerprint_of_a_self_signed_certificate_is_announced(tmp_pat
     with trio.fail_after(20):
         async with serve_process(tmp_path, BREWOS_RELAY_TLS_SELF_SIGNED="true") as server:
             assert (await server.read_line()).strip().endswith(await fingerprint(server))
+            ca = LocalCa.load(tmp_path / "data")
+            assert ca is not None
+            assert f"local CA's SHA-256 fingerprint: {ca.fingerprint}; install" in await server.read_line()
 
 
 async def test_a_registry_without_accounts_is_announced_with_the_command(tmp_path: Path) -> None:

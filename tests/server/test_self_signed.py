@@ -13,6 +13,7 @@ from cryptography import x509
 from brewos_relay.errors import SettingsError
 from brewos_relay.server import self_signed
 from brewos_relay.server.certificates import load_certificate
+from brewos_relay.server.local_ca import CERTIFICATE_FILE, FOLDER, is_private
 from brewos_relay.server.self_signed import FILE_NAME, ensure_self_signed, own_addresses, own_names
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -23,9 +24,15 @@ def test_it_serves_this_machine_under_all_of_its_names(tmp_path: Path) -> None:
     path = ensure_self_signed(tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / FILE_NAME
     assert path.stat().st_mode & 0o777 == 0o600
-    assert [file.name for file in path.parent.iterdir()] == [FILE_NAME], "no other file is left"
+    assert {file.name for file in path.parent.iterdir()} == {FILE_NAME, FOLDER}, "no other file is left"
     _, certificate = load_certificate(path, path)
-    for host in ("localhost", "127.0.0.1", "[::1]", *own_names(), *map(str, own_addresses())):
+    for host in (
+        "localhost",
+        "127.0.0.1",
+        "[::1]",
+        *own_names(),
+        *map(str, filter(is_private, own_addresses())),
+    ):
         assert certificate.is_for(host), host
 
 
@@ -33,7 +40,7 @@ def test_a_client_that_trusts_it_takes_it(tmp_path: Path) -> None:
     path = ensure_self_signed(tmp_path)
     context, _ = load_certificate(path, path)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    strict = ssl.create_default_context(cafile=path)
+    strict = ssl.create_default_context(cafile=tmp_path / FOLDER / CERTIFICATE_FILE)
     ours = strict.wrap_bio(to_client, to_server, server_hostname="localhost")
     theirs = context.wrap_bio(to_server, to_client, server_side=True)
     for end in (ours, theirs):

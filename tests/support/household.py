@@ -17,6 +17,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.admin_instances import SurveyInstances, no_instances
 from brewos_relay.api.app import create_app
 from brewos_relay.api.request_limits import RequestLimits
+from brewos_relay.api.web import FindCa, no_ca
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing
@@ -197,6 +198,7 @@ async def open_household(
     write_s: float = WRITE_S,
     lines: LogLineLimits | None = None,
     survey: SurveyInstances = no_instances,
+    local_ca: FindCa = no_ca,
 ) -> AsyncIterator[Household]:
     """Open a registry and its API. MACHINE and SECOND belong to Ada; STRANGE has no users."""
     request_limits = request_limits or RequestLimits()
@@ -224,5 +226,6 @@ async def open_household(
             request_limits=request_limits,
             lines=lines,
             survey=survey,
+            local_ca=local_ca,
         )
         yield Household(app, store=store, relay=relay, request_limits=request_limits)

@@ -31,7 +31,7 @@ from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.api.server_info import Degraded, HealthRoutes, InfoRoutes, Problems
 from brewos_relay.api.sharing import SharingRoutes
 from brewos_relay.api.sign_in import SignInRoutes
-from brewos_relay.api.web import PagePathConverter, console_blueprint, web_blueprint
+from brewos_relay.api.web import FindCa, PagePathConverter, console_blueprint, no_ca, web_blueprint
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.rate_limits import LogLineLimits
@@ -61,6 +61,7 @@ def create_app(
     survey: SurveyInstances = no_instances,
     find_releases: FindReleases = no_releases,
     metrics: MetricsPage | None = None,
+    local_ca: FindCa = no_ca,
     counters: RequestCounters | None = None,
     lines: LogLineLimits | None = None,
 ) -> QuartTrio:
@@ -75,6 +76,7 @@ def create_app(
     - `survey` asks all instances of a cluster.
     - `find_releases` returns the firmware releases.
     - `metrics` is the page at /metrics; None for no such page.
+    - `local_ca` returns the certificate that users can install, for /ca; None for no such page.
     - `counters` count refused requests by reason.
     - `lines` limits the log lines about failed requests; None for no limit.
 
@@ -148,7 +150,7 @@ def create_app(
             accounts=accounts, keys=keys, has_web_app=web_dist_path is not None, demo=demo
         ).blueprint(),
         openapi_blueprint(),
-        console_blueprint(beside_app=web_dist_path is not None),
+        console_blueprint(beside_app=web_dist_path is not None, local_ca=local_ca),
     ]
     if metrics is not None:
         blueprints.append(metrics_blueprint(metrics))

@@ -266,8 +266,32 @@ class _Page:
     tag: str
 
 
-def console_blueprint(*, beside_app: bool) -> Blueprint:
-    """Make the blueprint of the console. `beside_app` limits it to /login, /pair and paths below /console."""
+@dataclass(frozen=True, slots=True)
+class PublishedCa:
+    """The certificate of the local CA, which users can install, and its SHA-256 fingerprint."""
+
+    pem: bytes
+    fingerprint: str
+
+
+FindCa = Callable[[], PublishedCa | None]
+
+
+def no_ca() -> None:
+    """Return no local CA, as on a server whose certificate is not one of its own CA."""
+
+
+CA_PATH: Final = "/ca.crt"
+CA_TYPE: Final = "application/x-x509-ca-cert"
+_FINGERPRINT: Final = b"<!-- fingerprint -->"
+
+
+def console_blueprint(*, beside_app: bool, local_ca: FindCa = no_ca) -> Blueprint:
+    """Make the blueprint of the console.
+
+    `beside_app` limits it to /login, /pair, paths below /console, and the pages of the local CA: /ca.crt, and
+    /ca with instructions. Both get 404 if `local_ca` returns None.
+    """
     blueprint = Blueprint("console", __name__)
     pages = _read_pages()
 
@@ -285,6 +309,23 @@ def console_blueprint(*, beside_app: bool) -> Blueprint:
         if name not in pages or name.endswith(".html"):
             abort(404)
         return await _send_page(pages[name])
+
+    @blueprint.get("/ca")
+    async def ca_page() -> Response:
+        found = local_ca()
+        if found is None:
+            abort(404)
+        page = pages["ca.html"]
+        content = page.content.replace(_FINGERPRINT, found.fingerprint.encode())
+        return await _send_page(_page(content, page.content_type))
+
+    @blueprint.get(CA_PATH)
+    async def ca_certificate() -> Response:
+        found = local_ca()
+        if found is None:
+            abort(404)
+        # With this type, phones offer to install it.
+        return await _send_page(_page(found.pem, CA_TYPE))
 
     return blueprint
 

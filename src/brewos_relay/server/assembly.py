@@ -32,6 +32,7 @@ from brewos_relay.server.from_settings import (
     account_rules,
     https_port,
     is_own_host,
+    published_ca,
     read_certificate,
     warn_of_command_lists,
 )
@@ -239,6 +240,7 @@ async def _open_ports(parts: _Parts) -> AsyncIterator[tuple[trio.Nursery, Listen
                 sockets.redirect,
                 https_port=https_port(settings.public_url, sockets.main[0].getsockname()[1]),
                 is_own_host=partial(is_own_host, tls, settings.public_url),
+                local_ca=partial(published_ca, settings),
                 limits=settings.limits,
                 port_policy=PortPolicy(is_proxy=parts.is_proxy),
                 refusals=parts.refusals,
@@ -302,6 +304,7 @@ def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
         find_releases=parts.firmware.releases,
         degraded=lambda: [*storage.problems.values(), *parts.joined.problems()],
         metrics=MetricsPage(render, token) if token else None,
+        local_ca=partial(published_ca, settings),
         counters=parts.requests,
         request_limits=parts.request_limits,
         lines=lines,

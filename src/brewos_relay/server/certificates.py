@@ -98,7 +98,7 @@ class CertificateFiles:
             await trio.sleep(_LOOK_EVERY_S)
             if trio.current_time() >= renew_at:
                 renew_at = trio.current_time() + _RENEW_EVERY_S
-                self._renew_if_due()
+                await trio.to_thread.run_sync(self._renew_if_due)
             self.reload_if_changed()
 
     def _renew_if_due(self) -> None:

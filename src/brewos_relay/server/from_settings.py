@@ -10,13 +10,16 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
+from brewos_relay.api.web import PublishedCa
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.dialect import BREWOS, Policy
+from brewos_relay.errors import SettingsError
 from brewos_relay.registry.accounts import has_accounts, has_administrator
 from brewos_relay.registry.invites import open_admin_invite
 from brewos_relay.registry.pairing_limits import NewDeviceRules, PairingMode
 from brewos_relay.server.certificates import CertificateFiles
-from brewos_relay.server.self_signed import ensure_self_signed
+from brewos_relay.server.local_ca import LocalCa
+from brewos_relay.server.self_signed import ca_problem, ensure_self_signed
 from brewos_relay.settings import Settings
 from brewos_relay.settings.sources import PREFIX
 from brewos_relay.vocabulary import iso_time, now_ms
@@ -109,9 +112,29 @@ def read_certificate(settings: Settings) -> CertificateFiles | None:
     if settings.tls_cert is not None and settings.tls_key is not None:
         return CertificateFiles(settings.tls_cert, settings.tls_key)
     if settings.tls_self_signed:
-        file = ensure_self_signed(settings.data_dir)
-        return CertificateFiles(file, file, renew=partial(ensure_self_signed, settings.data_dir))
+        ensure = partial(ensure_self_signed, settings.data_dir, public_host(settings))
+        file = ensure()
+        if (problem := ca_problem(settings.data_dir, public_host(settings))) is not None:
+            log.warning("%s", problem)
+        return CertificateFiles(file, file, renew=ensure)
     return None
+
+
+def public_host(settings: Settings) -> str | None:
+    """Return the host of the public URL, if it is set."""
+    return urlsplit(settings.public_url).hostname if settings.public_url is not None else None
+
+
+def published_ca(settings: Settings) -> PublishedCa | None:
+    """Return the local CA as `/ca` shows it; None if the server's certificate is not one of a local CA."""
+    if not settings.tls_self_signed:
+        return None
+    try:
+        ca = LocalCa.load(settings.data_dir)
+    except SettingsError as problem:
+        log.warning("%s", problem)
+        return None
+    return None if ca is None else PublishedCa(ca.pem, ca.fingerprint)
 
 
 def is_own_host(tls: CertificateFiles, public_url: str | None, host: str) -> bool:

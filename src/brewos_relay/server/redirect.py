@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from brewos_relay.api.web import CA_PATH, CA_TYPE, FindCa, no_ca
 from brewos_relay.networks import network_of
 from brewos_relay.server.admission import DEVICE_PATH
 from brewos_relay.server.incoming import (
@@ -14,14 +15,29 @@ from brewos_relay.server.incoming import (
     accept_connections,
 )
 from brewos_relay.settings.server_limits import ServerLimits
-from brewos_relay.wire.handshake import Refusal, parse_head
+from brewos_relay.wire.handshake import Refusal, encode_response, parse_head
 
 _HTTPS_PORT: Final = 443
 _PLAIN: Final = PortPolicy()
 
 
+class _CaCertificate(Refusal):
+    """The answer to /ca.crt."""
+
+    def __init__(self, pem: bytes) -> None:
+        super().__init__(200, "the certificate of the local CA")
+        self._pem = pem
+
+    def encode(self, *, head_only: bool = False) -> bytes:
+        headers = {"Content-Type": CA_TYPE, "X-Content-Type-Options": "nosniff"}
+        return encode_response(self.status, headers, self._pem, head_only=head_only)
+
+
 class Redirect:
     """Redirects every request to the same path over HTTPS, for the server's own host names only.
+
+    It answers /ca.crt itself: a phone that does not trust the local CA yet can get it here without a warning.
+    Its user compares the fingerprint.
 
     **Owns:** a task for each listening socket, and one for each connection until it is answered.
     **Ends when:** cancelled.
@@ -33,6 +49,7 @@ class Redirect:
         *,
         https_port: int,
         is_own_host: Callable[[str], bool],
+        local_ca: FindCa = no_ca,
         limits: ServerLimits,
         port_policy: PortPolicy = _PLAIN,
         refusals: RefusalLog | None = None,
@@ -45,6 +62,7 @@ class Redirect:
         self._sockets = list(sockets)
         self._https_port = https_port
         self._is_own_host = is_own_host
+        self._local_ca = local_ca
         self._limits = limits
         self._port_policy = port_policy
         self._lingering = LingerSlots()
@@ -87,6 +105,8 @@ class Redirect:
         host = host.removesuffix(".")
         if not host or not self._is_own_host(host):
             raise Refusal(421, "this server does not have that host name; use https and its own name")
+        if request.path == CA_PATH and (ca := self._local_ca()) is not None:
+            return _CaCertificate(ca.pem)
         where = host if self._https_port == _HTTPS_PORT else f"{host}:{self._https_port}"
         path = request.path if request.path != "*" else ""
         target = f"{path}?{request.query}" if request.query else path

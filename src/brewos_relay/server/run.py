@@ -11,7 +11,7 @@ import trio
 
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.server.assembly import open_server
-from brewos_relay.server.from_settings import missing_administrator
+from brewos_relay.server.from_settings import missing_administrator, published_ca
 from brewos_relay.server.process import SystemdNotifier, logging_of, open_notifier, prepare_process
 from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.sockets import describe_addresses
@@ -80,6 +80,9 @@ async def _serve(
             notifier.ready(f"ready on {bound}")
             if server.tls is not None and settings.tls_self_signed:
                 tell(f"certificate's SHA-256 fingerprint: {server.tls.certificate.fingerprint}")
+                if (ca := published_ca(settings)) is not None:
+                    where = settings.public_url or server.url
+                    tell(f"local CA's SHA-256 fingerprint: {ca.fingerprint}; install it from {where}/ca")
             if (missing := await server.store.read(missing_administrator, settings)) is not None:
                 tell(f"brewos-relay: {missing.text}; {missing.advice}")
             if worker is not None:

@@ -1,119 +1,140 @@
-"""A self-signed certificate for a server in a home network."""
+"""The certificate that a server in a home network creates for itself, issued by its local CA."""
 
 import datetime
 import fcntl
 import logging
-import os
 import socket
 import struct
 import sys
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from brewos_relay.errors import SettingsError
+from brewos_relay.server.local_ca import CLOCK_SET, Address, LocalCa, is_private, locked, replace_file
 
 FILE_NAME: Final = "tls-self-signed.pem"
 
 log = logging.getLogger(__name__)
 
-_VALID: Final = datetime.timedelta(days=397)
-"""Browsers refuse certificates with a longer validity."""
 _RENEW_BEFORE: Final = datetime.timedelta(days=30)
-_CLOCKS_DIFFER: Final = datetime.timedelta(days=1)
-_CLOCK_SET: Final = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-"""An earlier time means that the clock is not set yet: the computer has no clock battery."""
+_CA_ENDS_SOON: Final = datetime.timedelta(days=90)
 _ANYWHERE: Final = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1"})
 _SIOCGIFADDR: Final = 0x8915
 
 
-def ensure_self_signed(data_dir: Path, *, now: datetime.datetime | None = None) -> Path:
-    """Return the file with a key and a certificate for all names and addresses of this machine.
+def ensure_self_signed(
+    data_dir: Path, public_host: str | None = None, *, now: datetime.datetime | None = None
+) -> Path:
+    """Return the file with the server's key and certificate.
 
-    Create a new one if there is none, 30 days before the old one expires, or if the old one was created while
-    the clock was wrong. Keep it when addresses change, since users have verified its fingerprint. Raises
-    SettingsError.
+    The certificate is for the host of the public URL, and for the names and private addresses of this
+    machine. Create a new one if there is none, 30 days before the old one expires, if it was created while
+    the clock was wrong, or if it lacks a name or address that the local CA permits. The CA is created once
+    and stays. A certificate of an earlier version, without a CA, is kept until it is due, since users have
+    verified its fingerprint. Raises SettingsError.
     """
     path = data_dir / FILE_NAME
     now = now or datetime.datetime.now(datetime.UTC)
     try:
-        with suppress(FileNotFoundError, ValueError):
-            reason = _reason_to_renew(x509.load_pem_x509_certificate(path.read_bytes()), now)
-            if reason is None:
+        if _reason_to_renew(path, LocalCa.load(data_dir), public_host, now) is None:
+            return path
+        with locked(data_dir):
+            # Another process may have renewed it meanwhile.
+            ca = LocalCa.load(data_dir)
+            if (reason := _reason_to_renew(path, ca, public_host, now)) is None:
                 return path
-            log.warning("creating a new certificate: the one in %s %s", path, reason)
-        data_dir.mkdir(parents=True, exist_ok=True)
-        _replace(path, _make(now))
+            if path.exists():
+                log.warning("creating a new certificate: the one in %s %s", path, reason)
+            ca = ca or LocalCa.create(data_dir, wanted_names(public_host), now=now)
+            replace_file(path, ca.issue(filter(ca.permits, wanted_names(public_host)), now=now))
     except OSError as error:
         raise SettingsError(f"cannot store the certificate in {path}: {error.strerror}") from None
     return path
 
 
-def _reason_to_renew(certificate: x509.Certificate, now: datetime.datetime) -> str | None:
-    """Return why a certificate must be renewed, or None if it is valid or the clock is not set."""
-    if now < _CLOCK_SET:
+def replace_ca(data_dir: Path, public_host: str | None, *, now: datetime.datetime | None = None) -> None:
+    """Create another local CA, and a certificate of it. Raises SettingsError."""
+    now = now or datetime.datetime.now(datetime.UTC)
+    names = wanted_names(public_host)
+    try:
+        with locked(data_dir):
+            replace_file(data_dir / FILE_NAME, LocalCa.create(data_dir, names, now=now).issue(names, now=now))
+    except OSError as error:
+        raise SettingsError(f"cannot store the local CA in {data_dir}: {error.strerror}") from None
+
+
+def ca_problem(
+    data_dir: Path, public_host: str | None, *, now: datetime.datetime | None = None
+) -> str | None:
+    """Return what phones cannot verify, and the remedy; None if all is well, or if there is no local CA."""
+    ca = LocalCa.load(data_dir)
+    if ca is None:
+        return None
+    remedy = "make another CA with `brewos-relay init --new-ca`, and trust it on each phone and computer"
+    if public_host is not None and not ca.permits(public_host):
+        return f"the local CA was made for other names than {public_host}: {remedy}"
+    ends = ca.certificate.not_valid_after_utc
+    if ends - (now or datetime.datetime.now(datetime.UTC)) < _CA_ENDS_SOON:
+        return f"the local CA expires on {ends:%Y-%m-%d}: {remedy}"
+    if ca.key is None:
+        return f"the key of the local CA is missing, so its certificates cannot be renewed: {remedy}"
+    return None
+
+
+def wanted_names(public_host: str | None) -> list[str]:
+    """List the names and addresses that the certificate must have, the public one first."""
+    names = [public_host] if public_host is not None else []
+    names += own_names()
+    names += [str(address) for address in own_addresses() if is_private(address)]
+    return list(dict.fromkeys(names))
+
+
+def _reason_to_renew(
+    path: Path, ca: LocalCa | None, public_host: str | None, now: datetime.datetime
+) -> str | None:
+    """Return why a certificate must be created.
+
+    None if the present one is good, or if no better one can be created: the clock is not set, or the CA has
+    lost its key.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        names = _names_of(certificate)
+    except (FileNotFoundError, ValueError):
+        return "is missing or damaged"
+    if now < CLOCK_SET or (ca is not None and ca.key is None):
         return None
     starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < starts:
         return f"is valid from {starts:%Y-%m-%d}: it was created while this machine's clock was wrong"
-    if ends - now <= _RENEW_BEFORE:
+    if ends - now <= _RENEW_BEFORE and not _ends_with(ca, ends):
         return f"{'has expired' if ends <= now else 'expires'} on {ends:%Y-%m-%d}"
-    return None
+    if ca is None:
+        is_good = public_host is None or public_host in names
+        return None if is_good else f"is not valid for {public_host}"
+    if not ca.has_issued(certificate):
+        return "was not issued by the local CA"
+    missing = (name for name in wanted_names(public_host) if name not in names and ca.permits(name))
+    first = next(missing, None)
+    return None if first is None else f"is not valid for {first}"
 
 
-def _make(now: datetime.datetime) -> bytes:
-    """Create a key and a certificate, in PEM form."""
-    key = ec.generate_private_key(ec.SECP256R1())  # supported by machines of every age
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "brewos-relay")])
-    names: list[x509.GeneralName] = [x509.DNSName(host) for host in own_names()]
-    names += [x509.IPAddress(address) for address in own_addresses()]
-    usage = dict.fromkeys(
-        (
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "key_cert_sign",
-            "crl_sign",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCKS_DIFFER)
-        .not_valid_after(now + _VALID - _CLOCKS_DIFFER)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
+def _ends_with(ca: LocalCa | None, ends: datetime.datetime) -> bool:
+    """Whether a certificate ends only because its CA does, so that a new one would not last longer."""
+    return ca is not None and ends >= ca.certificate.not_valid_after_utc
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Replace a file atomically, readable only by its owner, even if another process does the same."""
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+def _names_of(certificate: x509.Certificate) -> set[str]:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))}
 
 
 def own_names() -> list[str]:
@@ -131,17 +152,18 @@ def _is_name(name: str) -> bool:
     )
 
 
-def own_addresses() -> list[IPv4Address | IPv6Address]:
+def own_addresses() -> list[Address]:
     """List the addresses of this machine that can be found, without duplicates."""
-    found: set[str] = {"127.0.0.1", "::1"}
-    with suppress(OSError):
-        found |= {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
+    found = set(_LOOPBACK)
+    if sys.platform == "linux":
+        found |= _addresses_of_interfaces()
+    if found <= _LOOPBACK:  # this may ask a DNS server, and take long
+        with suppress(OSError):
+            found |= {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
     for family, elsewhere in _ANYWHERE:  # documentation addresses; connecting a UDP socket sends nothing
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((elsewhere, 9))
             found.add(str(probe.getsockname()[0]))
-    if sys.platform == "linux":
-        found |= _addresses_of_interfaces()
     addresses = {ip_address(text.partition("%")[0]) for text in found}
     return sorted(addresses, key=lambda address: (address.version, int(address)))
 
