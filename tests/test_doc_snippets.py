@@ -198,7 +198,9 @@ class Shell:
     def _begin(self, name: str, command: str) -> None:
         """Start a long-running command, and wait for its first line of output."""
         if name == "serve":
-            command += " --host 127.0.0.1 --port 0" + (" --redirect-port 0" if "redirect" in command else "")
+            dotenv = self._here / ".env"
+            redirects = "redirect" in command or (dotenv.exists() and "REDIRECT" in dotenv.read_text())
+            command += " --host 127.0.0.1 --port 0" + (" --redirect-port 0" if redirects else "")
         if name == "demo":
             command += " --port 0"
         process = subprocess.Popen(

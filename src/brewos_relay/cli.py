@@ -19,6 +19,7 @@ from brewos_relay.commands import (
     device_activity,
     device_users,
     doctor,
+    init,
     pairing,
     serve,
     simulate,
@@ -64,9 +65,8 @@ def cli() -> None:
       brewos-relay demo
     \b
     Run it at home, for devices and apps:
-      echo "JWT_SECRET=$(brewos-relay secret)" > .env
-      brewos-relay user invite ada@example.com --url https://relay.example.com
-      brewos-relay serve --port 443 --tls-self-signed
+      brewos-relay init
+      brewos-relay serve
 
     Settings come from command-line options, environment variables and a .env file; the first one that
     sets a value wins.
@@ -74,8 +74,9 @@ def cli() -> None:
 
 
 for _command in (
-    serve.serve, simulate.demo, token.secret, token.token, user.user, device.device, pairing.pairing,
-    db.database, cluster.cluster, tail_and_send.tail, tail_and_send.send, doctor.doctor, simulate.simulate,
+    simulate.demo, init.init, serve.serve, token.secret, token.token, user.user, device.device,
+    pairing.pairing, db.database, cluster.cluster, tail_and_send.tail, tail_and_send.send, doctor.doctor,
+    simulate.simulate,
 ):  # fmt: skip
     cli.add_command(_command)
 

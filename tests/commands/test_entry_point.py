@@ -45,6 +45,7 @@ COMMANDS = {
     ("device", "take"),
     ("device", "users"),
     ("doctor",),
+    ("init",),
     ("pairing", "close"),
     ("pairing", "open"),
     ("pairing", "status"),

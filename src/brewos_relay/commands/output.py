@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Final, TextIO
 
 import click
 
 from brewos_relay.texts import columns
+from brewos_relay.vocabulary import LAST_TIME_MS
 
 _PROGRESS_EVERY_S: Final = 0.2
 
@@ -78,6 +80,11 @@ class ProgressLine:
         sys.stderr.write(f"\r{text.ljust(self._width)}\r{text}")
         sys.stderr.flush()
         self._width = len(text)
+
+
+def local_time(at_ms: int) -> str:
+    """Format Unix milliseconds as a local time, to the minute."""
+    return f"{datetime.fromtimestamp(min(at_ms, LAST_TIME_MS) / 1000, UTC).astimezone():%Y-%m-%d %H:%M}"
 
 
 def print_line(line: str) -> None:

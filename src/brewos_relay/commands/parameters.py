@@ -75,6 +75,16 @@ def account_email(text: str) -> str:
         raise click.BadParameter(f"{_quoted(text)}: {problem}") from None
 
 
+def base_url(text: str) -> str:
+    """Parse the public URL of a server."""
+    from brewos_relay.settings.parsing import parse_public_url
+
+    try:
+        return parse_public_url(text)
+    except ValueError as problem:
+        raise click.BadParameter(f"{_quoted(text)}: it must be {problem}") from None
+
+
 port_number: Final = click.IntRange(0, 65535)
 role_choice: Final = click.Choice(ROLES[::-1], case_sensitive=False)
 

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -12,11 +13,13 @@ from brewos_relay.interpreted import prefer_source
 
 if TYPE_CHECKING:
     from brewos_relay.server.signals import ServerSignals
+    from brewos_relay.settings import Settings
 
 # The names that `settings` accepts; importing it would slow `--help` down.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _LOG_FORMATS = ("auto", "console", "json")
 _FILE = click.Path(dir_okay=False)
+_SETUP_OPTIONS = ("public_url", "port", "redirect_port", "tls_cert", "tls_key", "tls_self_signed", "data_dir")
 
 
 @click.command()
@@ -35,7 +38,7 @@ _FILE = click.Path(dir_okay=False)
 @click.option(
     "--tls-self-signed",
     is_flag=True,
-    help="Make and keep a self-signed certificate, for a home network (BREWOS_RELAY_TLS_SELF_SIGNED).",
+    help="Make a certificate of a local CA, for a home network (BREWOS_RELAY_TLS_SELF_SIGNED).",
 )
 @click.option(
     "--redirect-port",
@@ -77,32 +80,33 @@ def serve(
 ) -> None:
     """Run the relay until SIGTERM or Ctrl-C.
 
-    JWT_SECRET must be set; `brewos-relay secret` prints a value for it. The first SIGTERM or Ctrl-C drains
-    the server: it closes the connections evenly over 20 s. A second one closes them as soon as no device can
-    lose its key. A third one ends the process immediately. SIGHUP reloads the certificate.
+    `brewos-relay init` sets it up first; on a terminal, this command offers to do so. The first SIGTERM or
+    Ctrl-C drains the server: it closes the connections evenly over 20 s. A second one closes them as soon as
+    no device can lose its key. A third one ends the process immediately. SIGHUP reloads the certificate.
 
     \b
     Example:
-      echo "JWT_SECRET=$(brewos-relay secret)" > .env
+      brewos-relay serve
       brewos-relay serve --port 8080 --data-dir /var/lib/brewos-relay
-      brewos-relay serve --port 443 --redirect-port 80 --tls-self-signed
     """
+    given = {
+        # None for options that are not given: they must not override the environment.
+        "tls_self_signed": tls_self_signed or None,
+        "proxy_protocol": proxy_protocol or None,
+        "trusted_proxies": ",".join(trusted_proxies) or None,
+        **options,
+    }
     if threading.current_thread() is threading.main_thread():
         # SIGHUP never ends a server, also during the imports, before it is caught.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if descriptor is None:
+        _offer_setup(given)
     from brewos_relay.server.signals import ServerSignals
 
     with (
         ServerSignals().caught() as signals,
         errors_as(NotStarted, hint="; choose another address with --host and --port"),
     ):
-        given = {
-            # None for options that are not given: they must not override the environment.
-            "tls_self_signed": tls_self_signed or None,
-            "proxy_protocol": proxy_protocol or None,
-            "trusted_proxies": ",".join(trusted_proxies) or None,
-            **options,
-        }
         settings = settings_from(**given)
         settings.require_jwt_secrets()
         if not settings.compiled:  # by `.env`; the package itself reads the environment
@@ -112,7 +116,7 @@ def serve(
             return
         from brewos_relay.settings import unknown_variables
 
-        warnings = map(str, unknown_variables())
+        warnings = [*map(str, unknown_variables()), *_warnings_about_plain_http(settings)]
         if settings.workers > 1:
             from brewos_relay.server.workers import run_workers
             from brewos_relay.settings import variable_names
@@ -127,6 +131,33 @@ def serve(
         from brewos_relay.server.run import run_server
 
         run_server(settings, signals=signals, warnings=warnings)
+
+
+def _offer_setup(given: Mapping[str, object]) -> None:
+    """On a terminal, offer to set up a folder that has no secret yet."""
+    from brewos_relay.commands.init import is_terminal, set_up
+
+    if not is_terminal():
+        return
+    with errors_as(NotStarted):
+        settings = settings_from(**given)
+    if settings.jwt_secret or settings.jwt_key_files:
+        return
+    click.echo("This folder has no relay yet: JWT_SECRET is not set.", err=True)
+    if click.confirm("Set one up now, as `brewos-relay init` does?", default=True, err=True):
+        set_up({name: given[name] for name in _SETUP_OPTIONS}, then_serves=True)
+        click.echo()
+
+
+def _warnings_about_plain_http(settings: "Settings") -> Iterator[str]:
+    """Warn of plain HTTP on all interfaces, unless a proxy on another computer is expected."""
+    expects_proxy = any(not network.is_loopback for network in settings.trusted_proxies)
+    if not settings.speaks_tls and settings.host in ("", "0.0.0.0", "::") and not expects_proxy:  # noqa: S104
+        yield (
+            "the relay listens on all interfaces without TLS, so others in the network can read passwords and"
+            " keys: set up TLS with `brewos-relay init --url https://NAME`, or listen for a proxy on this"
+            " computer only, with --host 127.0.0.1"
+        )
 
 
 def _run_worker(signals: "ServerSignals", descriptor: int) -> None:

@@ -11,6 +11,7 @@ from brewos_relay.commands.output import print_json, print_table
 from brewos_relay.commands.parameters import (
     HelpfulGroup,
     account_email,
+    base_url,
     data_dir_option,
     duration_s,
     json_option,
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
     from brewos_relay.registry.records import User
 
 _LINE_BYTES: Final = 1024
-
-
-def _base_url(text: str) -> str:
-    from brewos_relay.settings.parsing import parse_public_url
-
-    try:
-        return parse_public_url(text)
-    except ValueError as problem:
-        raise click.BadParameter(f"{text!r}: it must be {problem}") from None
 
 
 _email_argument = click.argument("email", metavar="EMAIL", type=account_email)
@@ -67,7 +59,7 @@ def user() -> None:
     show_default=True,
     help="How long the link is valid.",
 )
-@click.option("--url", metavar="URL", type=_base_url, help="Public URL of the server (PUBLIC_URL).")
+@click.option("--url", metavar="URL", type=base_url, help="Public URL of the server (PUBLIC_URL).")
 @data_dir_option
 def invite(email: str, admin: bool | None, ttl_s: int, url: str | None, data_dir: Path | None) -> None:
     """Print a link that signs a user in, once.

@@ -65,7 +65,7 @@ class LocalCa:
         key = ec.generate_private_key(ec.SECP256R1())
         made = cls(_make(key, names, now), key)
         folder = data_dir / FOLDER
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         # The certificate comes last: only with it is there a CA.
         (folder / CERTIFICATE_FILE).unlink(missing_ok=True)
         replace_file(folder / _NO_BACKUP, _NO_BACKUP_TEXT)
@@ -170,13 +170,23 @@ def is_private(address: Address) -> bool:
 @contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
     """Keep other processes from changing the certificates in a folder, which is created if missing."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(data_dir)
     folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for this user only, if it is missing. As root, make it one of its parent's owner."""
+    if folder.is_dir():
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        owner = folder.parent.stat()
+        os.chown(folder, owner.st_uid, owner.st_gid)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -188,6 +198,10 @@ def replace_file(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if os.geteuid() == 0:
+            # A command of root must leave files that the relay's user can read.
+            owner = path.parent.stat()
+            os.chown(new, owner.st_uid, owner.st_gid)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)

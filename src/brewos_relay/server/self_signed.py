@@ -28,7 +28,11 @@ _SIOCGIFADDR: Final = 0x8915
 
 
 def ensure_self_signed(
-    data_dir: Path, public_host: str | None = None, *, now: datetime.datetime | None = None
+    data_dir: Path,
+    public_host: str | None = None,
+    *,
+    needs_ca: bool = False,
+    now: datetime.datetime | None = None,
 ) -> Path:
     """Return the file with the server's key and certificate.
 
@@ -36,19 +40,21 @@ def ensure_self_signed(
     machine. Create a new one if there is none, 30 days before the old one expires, if it was created while
     the clock was wrong, or if it lacks a name or address that the local CA permits. The CA is created once
     and stays. A certificate of an earlier version, without a CA, is kept until it is due, since users have
-    verified its fingerprint. Raises SettingsError.
+    verified its fingerprint, unless `needs_ca` is true. Raises SettingsError.
     """
     path = data_dir / FILE_NAME
     now = now or datetime.datetime.now(datetime.UTC)
     try:
-        if _reason_to_renew(path, LocalCa.load(data_dir), public_host, now) is None:
+        ca = LocalCa.load(data_dir)
+        if (ca or not needs_ca) and _reason_to_renew(path, ca, public_host, now) is None:
             return path
         with locked(data_dir):
             # Another process may have renewed it meanwhile.
             ca = LocalCa.load(data_dir)
-            if (reason := _reason_to_renew(path, ca, public_host, now)) is None:
+            reason = _reason_to_renew(path, ca, public_host, now)
+            if reason is None and (ca or not needs_ca):
                 return path
-            if path.exists():
+            if reason is not None and path.exists():
                 log.warning("creating a new certificate: the one in %s %s", path, reason)
             ca = ca or LocalCa.create(data_dir, wanted_names(public_host), now=now)
             replace_file(path, ca.issue(filter(ca.permits, wanted_names(public_host)), now=now))

@@ -7,6 +7,7 @@ noticed. With shared sockets, one of two workers got 61 % and a fifth of the wak
 which took 5 % more CPU time. Peers are spread evenly all the same: see `server.handover`.
 """
 
+import errno
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -18,6 +19,8 @@ import trio
 from brewos_relay.settings import Settings
 
 _BACKLOG: Final = 4096
+_FIRST_OPEN_PORT: Final = 1024
+"""Lower ports usually require a privilege."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +66,48 @@ async def open_sockets(settings: Settings) -> AsyncIterator[ListeningSockets]:
         sockets.close()
 
 
+LOW_PORTS_ADVICE: Final = (
+    "echo net.ipv4.ip_unprivileged_port_start={port} | sudo tee /etc/sysctl.d/50-brewos-relay.conf\n"
+    "sudo sysctl --system"
+)
+"""Commands with which Linux lets every user listen on ports from `port` on."""
+
+
+def find_port_problem(host: str, port: int) -> int | None:
+    """Return the error number if this process cannot listen on a port of a host, else None.
+
+    An empty host means all interfaces.
+    """
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind) as probe:
+                # As the server does; otherwise the port of a server that has just ended would not be free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as problem:
+        # An interface without IPv6, or a name that cannot be resolved, is no problem of the port.
+        return problem.errno if problem.errno in (errno.EADDRINUSE, errno.EACCES) else None
+    return None
+
+
 async def _bind(host: str, port: int) -> list[socket.socket]:
     try:
         listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=_BACKLOG)
     except OSError as problem:
         where = f"port {port} on {host or 'all interfaces'}"
-        raise OSError(problem.errno, f"{where} cannot be used: {problem.strerror or problem}") from problem
+        text = f"{where} cannot be used: {problem.strerror or problem}"
+        if problem.errno == errno.EACCES and port < _FIRST_OPEN_PORT:
+            advice = " && ".join(LOW_PORTS_ADVICE.format(port=port).splitlines())
+            text += (
+                f"; allow all users to listen on it with `{advice}`, or run the relay as a systemd service"
+            )
+        elif problem.errno == errno.EADDRINUSE:
+            text += " by another program, which `ss -ltnp` shows; end it"
+        raise OSError(problem.errno, text) from problem
     sockets = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
     for listening in sockets:
         listening.setblocking(False)

@@ -60,8 +60,8 @@ class Settings:
     tls_key: Path | None = None
     """PEM file with the private key of the certificate, without a passphrase."""
     tls_self_signed: bool = False
-    """Speak TLS with a self-signed certificate. The relay creates and renews it, and stores it in the data
-    folder. Cannot be combined with `BREWOS_RELAY_TLS_CERT`."""
+    """Speak TLS with a certificate of a local CA, which phones can trust. The relay creates both, renews the
+    certificate, and stores them in the data folder. Cannot be combined with `BREWOS_RELAY_TLS_CERT`."""
     redirect_port: int | None = None
     """A second port that redirects plain HTTP to HTTPS (308). Requires TLS. 0: any free port."""
 
@@ -139,7 +139,7 @@ class Settings:
 
     # Storage
     data_dir: Path = Path("data")
-    """Folder of the registry's SQLite file `brewos-relay.db` and of the self-signed certificate."""
+    """Folder of the registry's SQLite file `brewos-relay.db`, and of the local CA and its certificate."""
     database_url: str = field(default="", repr=False)  # it may hold a password
     """SQLAlchemy URL of the registry. Empty: the SQLite file in the data folder."""
     database_pool: int = 8

@@ -159,15 +159,22 @@ def read_credentials(environ: Mapping[str, str], names: Iterable[str]) -> dict[s
     return found
 
 
-def read_dotenv(path: Path) -> dict[str, str]:
-    """Read a `.env`; a missing file is empty. Raises SettingsError if it cannot be read."""
+def read_text(path: Path) -> str:
+    """Read the text of a `.env`; a missing file is empty. Raises SettingsError if it cannot be read."""
     try:
-        text = path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):  # a folder of this name is a virtual environment
-        return {}
+        return ""
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
         raise SettingsError(f"{path} cannot be read: {reason}") from None
+
+
+def read_dotenv(path: Path) -> dict[str, str]:
+    """Read a `.env`; a missing file is empty. Raises SettingsError if it cannot be read."""
+    text = read_text(path)
+    if not text:
+        return {}
     # Imported late: most commands run without a .env and need not wait for it.
     from dotenv import dotenv_values
 
