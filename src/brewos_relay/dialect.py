@@ -51,6 +51,30 @@ class Volatile:
     """Only a field with this value is volatile; None means any value."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number in the state of a device that the history keeps."""
+
+    name: str
+    path: tuple[str, ...]
+    """The keys that lead to it."""
+    step: float
+    """The history rounds it to a multiple of this, and ignores a value beyond 32,767 steps."""
+    unit: str
+    flat: str | None = None
+    """Its key in a message of the type `flat_state`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A value in the state of a device that means that the device is at work."""
+
+    path: tuple[str, ...]
+    value: str | bool
+    flat: str | None = None
+    """Its key in a message of the type `flat_state`."""
+
+
 RELAY_TYPES: Final[Rules] = (
     Rule("key_rotate", CommandClass.RESERVED, "gives the machine another key"),
     Rule("connected", CommandClass.RESERVED, "greets the machine"),
@@ -116,6 +140,12 @@ class Dialect:
     """The type of a message with the log settings of the device; it needs `log`."""
     volatile: tuple[Volatile, ...] = ()
     """Parts of the state that change within seconds. Clients are not told them after an absence."""
+    measures: tuple[Measure, ...] = ()
+    """The numbers in the state that the history keeps; none keep no history."""
+    at_work: tuple[Sign, ...] = ()
+    """Signs that the device is at work, as a machine that makes a shot. One is enough."""
+    flat_state: str | None = None
+    """The one of `kept` in which old devices send the state, without groups."""
     says_state_within_s: float = 0.75
     """The longest time after its arrival that a device needs to send its whole state, if it does so at
     once."""
@@ -282,6 +312,21 @@ BREWOS: Final = Dialect(
         # A shot takes half a minute, so it is over. The mode, which stays, says that the machine is on.
         Volatile("machine", "state", "brewing"),
     ),
+    measures=(
+        Measure("pressure", ("pressure",), 0.01, "bar", "pressure"),
+        Measure("flow", ("scale", "flowRate"), 0.01, "g/s"),
+        Measure("weight", ("scale", "weight"), 0.1, "g"),
+        Measure("brewTemp", ("temps", "brew", "current"), 0.01, "°C", "brewTemp"),
+        Measure("steamTemp", ("temps", "steam", "current"), 0.01, "°C", "steamTemp"),
+        Measure("groupTemp", ("temps", "group"), 0.01, "°C", "groupTemp"),
+        Measure("power", ("power", "current"), 1.0, "W", "power"),
+    ),
+    at_work=(
+        Sign(("machine", "isBrewing"), True, "isBrewing"),
+        Sign(("machine", "state"), "brewing", "state"),
+        Sign(("shot", "active"), True),
+    ),
+    flat_state="pico_status",
     commands=(
         Rule(
             "set_mode",

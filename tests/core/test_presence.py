@@ -9,6 +9,7 @@ from trio.testing import MockClock
 from brewos_relay import messages
 from brewos_relay.core.attachment import DeviceAttachment, RemoteDeviceAttachment
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.history import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot, SnapshotState
@@ -516,3 +517,45 @@ async def test_state_of_a_present_local_device_is_not_forgotten(presence: Presen
     update(presence.snapshot, encode(STATUS))
     presence.forget_state(key_ended=True)
     assert not presence.snapshot.empty
+
+
+# History
+
+
+async def test_history_is_kept_while_a_device_with_users_is_connected_here() -> None:
+    histories = Histories(Limits(), BREWOS)
+    presence = Presence("BRW-00000001", limits=Limits(), dialect=BREWOS, histories=histories)
+
+    def says(pressure: float) -> None:
+        update(presence.snapshot, encode({"type": "status", "pressure": pressure}))
+
+    async def kept() -> list[float | None]:
+        found = await histories.read("BRW-00000001", seconds=60.0)
+        return list(found.values["pressure"]) if found is not None else []
+
+    says(1)  # as after an absence
+    assert await kept() == []
+    device = connection()
+    presence.arrive(device)
+    presence.replace(trio.current_time())
+    says(2)
+    assert (await kept())[-1] == 2
+    presence.set_anonymous(True)
+    says(3)
+    assert (await kept())[-1] is None
+    presence.set_anonymous(False)
+    says(4)
+    assert (await kept())[-1] == 4
+    presence.yield_to(remote_connection())
+    says(5)
+    assert (await kept())[-1] is None
+    presence.arrive(device)
+    presence.replace(trio.current_time())
+    says(6)
+    presence.forget_state()
+    assert presence.leave(device)
+    presence.mark_gone(trio.current_time())
+    presence.forget_state()
+    assert (await kept())[-2:] == [6, None], "its users may change while it has the same key"
+    presence.forget_state(key_ended=True)
+    assert await kept() == []

@@ -15,6 +15,7 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import ClientCounts, Grant
+from brewos_relay.core.history import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import decode
 from brewos_relay.core.peer import PeerEnd
@@ -54,6 +55,7 @@ class ScriptedHost:
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
         self.recorded: list[tuple[str, str | None, dict[str, str]]] = []
+        self.histories = Histories(limits, BREWOS)
         self.attached: set[Attachment] = set()
         self.client_counts = ClientCounts()
 

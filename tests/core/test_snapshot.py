@@ -6,12 +6,16 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from brewos_relay.core import merging
 from brewos_relay.core import snapshot as module
 from brewos_relay.core.audience import must_reach
+from brewos_relay.core.history import Histories
+from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import (
     decode,
 )
@@ -746,3 +750,37 @@ async def test_no_log_is_kept_of_anonymous_and_unknown_devices(snapshot: Snapsho
     snapshot.update(LOG_ON, "log_config", None)
     snapshot.update(LOG_LINE, "log", None)
     assert snapshot.log is None
+
+
+# History
+
+
+async def test_history_takes_over_merged_and_replaced_changes_unchanged(autojump_clock: MockClock) -> None:
+    histories = Histories(Limits(), BREWOS)
+    snapshot = Snapshot(BREWOS, "BRW-00000001")
+    snapshot.histories = histories
+    snapshot.hand_over()
+    assert len(histories) == 0, "no memory before the first change"
+    update(snapshot, encode({"type": "status", "pressure": 1}))
+    for bar in (2, 3):
+        await trio.sleep(1)
+        update(snapshot, encode({"type": "status_delta", "pressure": bar}))
+        snapshot.age_s(trio.current_time())
+    assert decode(snapshot.messages()[0])["pressure"] == 3
+    await trio.sleep(1)
+    update(snapshot, encode({"type": "status_delta", "pressure": 4}))
+    await trio.sleep(1)
+    update(snapshot, encode({"type": "status", "pressure": 5}))
+    found = await histories.read("BRW-00000001", seconds=60.0)
+    assert found is not None
+    assert found.values["pressure"] == [1, 2, 3, 4, 5]
+    assert found.times_s == pytest.approx([0, 1, 2, 4, 4], abs=1)
+    update(snapshot, encode({"type": "keepalive", "seq": 9}))
+    assert decode(snapshot.messages()[0])["seq"] == 9
+    update(snapshot, encode({"type": "status_delta", "pressure": 6}))
+    snapshot.end_history(trio.current_time())
+    update(snapshot, encode({"type": "status", "pressure": 7}))
+    snapshot.end_history(trio.current_time())
+    found = await histories.read("BRW-00000001", seconds=60.0)
+    assert found is not None
+    assert found.values["pressure"][-2:] == [6, None]

@@ -94,6 +94,12 @@ class Limits:
     written within 10 s, and the state of a device that went offline within 5 s."""
     state_retention_s: float = 604_800.0
     """How long the registry keeps the last state of a device; 0 keeps none."""
+    history_s: float = 600.0
+    """How long the measurements of a device stay in memory; 0 keeps none, and records no shots."""
+    history_bytes: int = 64 * 1024
+    """The most memory for the measurements of one device. With less, they are further apart."""
+    history_total_bytes: int = 64 * 1024 * 1024
+    """The same for all devices together, which have equal parts of it."""
     state_request_s: float = 2.0
     """Requests of clients for the state of a device within this time are combined into one."""
     pending_commands: int = 50

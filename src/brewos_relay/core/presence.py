@@ -14,6 +14,7 @@ import trio
 from brewos_relay import messages
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.history import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot, SnapshotState
@@ -35,6 +36,7 @@ class Presence:
     __slots__ = (
         "_dialect",
         "_forgets_remote",
+        "_histories",
         "_limits",
         "_show_at",
         "_swapped_at",
@@ -56,7 +58,9 @@ class Presence:
         dialect: Dialect,
         snapshot: Snapshot | None = None,
         gone_at: float = LONG_AGO,
+        histories: Histories | None = None,
     ) -> None:
+        self._histories = histories
         self._limits = limits
         self._dialect = dialect
         self._swapped_at: deque[float] | None = None
@@ -67,7 +71,7 @@ class Presence:
         """The connection that stands for the device."""
         self.arriving: DeviceAttachment | None = None
         """A connection that has not sent its first frame, or may not replace the present one yet."""
-        self.snapshot = snapshot if snapshot is not None else Snapshot(dialect)
+        self.snapshot = snapshot if snapshot is not None else Snapshot(dialect, device_id)
         self.anonymous = False
         """Whether the device registered itself and has no user. The relay then keeps little of its state, and
         none after it has gone."""
@@ -101,6 +105,7 @@ class Presence:
         self._end_remote_state()
         assert self.present is not None
         self.snapshot.since_us = max(self.present.since_us, self.snapshot.since_us + 1)
+        self._keep_history()
         if replaced is not None and replaced.remote is None and replaced.silent_s(now) < _LIVELY_S:
             if self._swapped_at is None:
                 self._swapped_at = deque(maxlen=_SWAPS)
@@ -120,6 +125,7 @@ class Presence:
 
         `device` is None if nothing here follows that connection.
         """
+        self.snapshot.end_history(trio.current_time())
         yielded, self.present = self.present, device
         self.state_is_remote = True
         self._show_at = math.inf
@@ -156,6 +162,7 @@ class Presence:
         self._show_at = math.inf
         self.gone_at = now
         self.snapshot.age_s(now)  # stamps the last messages: the next check may be far away
+        self.snapshot.end_history(now)
 
     def resume(self, now: float, unseen_s: float) -> None:
         """Start every silence timer again after a pause; see `core.pauses`.
@@ -199,8 +206,10 @@ class Presence:
         if anonymous != self.anonymous:
             self.anonymous = anonymous
             since_us = self.snapshot.since_us
-            self.snapshot = SmallSnapshot(self._dialect) if anonymous else self.snapshot.to_full_size()
+            self.snapshot.end_history(trio.current_time())
+            self.snapshot = self._new_snapshot() if anonymous else self.snapshot.to_full_size()
             self.snapshot.since_us = since_us
+            self._keep_history()
 
     def restore(self, known_before: tuple[Message, float] | None, now: float) -> None:
         """Continue from the state before the device's absence; `known_before` is used if none is known here.
@@ -249,6 +258,8 @@ class Presence:
         """
         if self.present is None:
             self._clear()
+            if key_ended and self._histories is not None:
+                self._histories.forget(self.device_id)
         elif key_ended and self.present.remote is not None:
             self._forgets_remote = True
         else:
@@ -262,7 +273,15 @@ class Presence:
             self._clear()
 
     def _clear(self) -> None:
-        self.snapshot = (SmallSnapshot if self.anonymous else Snapshot)(self._dialect)
+        self.snapshot = self._new_snapshot()
+
+    def _new_snapshot(self) -> Snapshot:
+        return (SmallSnapshot if self.anonymous else Snapshot)(self._dialect, self.device_id)
+
+    def _keep_history(self) -> None:
+        """Keep a history while the device is connected here, unless it is anonymous."""
+        is_here = self.present is not None and self.present.remote is None
+        self.snapshot.histories = self._histories if is_here and not self.anonymous else None
 
     def state(self) -> list[Message]:
         """Return messages for a client: the status of the device, and its last known state."""

@@ -21,6 +21,7 @@ from brewos_relay.core.audience import CHECK_EVERY_S
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.device_log import DeviceLog
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
+from brewos_relay.core.history import Histories, Samples
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer
@@ -78,6 +79,8 @@ class Relay:
         self.limits = limits
         self.remote = remote
         self.policy = Policy(dialect, owner_commands=limits.owner_commands, never_wait=limits.never_wait)
+        self.histories = Histories(limits, dialect)
+        """The measurements of devices in the last minutes."""
         self.counters = counters if counters is not None else Counters()
         self.logs_messages = log.isEnabledFor(logging.DEBUG)
         self.closing = False
@@ -259,6 +262,8 @@ class Relay:
         if session is not None:
             reason = "the key of this connection is no longer valid"
             session.end_device(unless, code=CloseCode.ACCESS_ENDED, reason=reason)
+        else:
+            self.histories.forget(device_id)
         self._absent_states.pop(device_id, None)  # it may be the state of a device with another key
 
     def mark_owned(self, device_id: str) -> None:
@@ -453,6 +458,11 @@ class Relay:
         """Return the log of a device; None if the device has not sent its log settings."""
         return self._snapshot(device_id).log
 
+    async def history_of(self, device_id: str, *, seconds: float) -> Samples | None:
+        """Return the measurements of a device's last seconds; None if there are none."""
+        self._snapshot(device_id).hand_over()
+        return await self.histories.read(device_id, seconds=seconds)
+
     def _snapshot(self, device_id: str) -> Snapshot:
         session = self._sessions.get(device_id)
         if session is not None:
@@ -497,6 +507,7 @@ class Relay:
         log.warning("the process did not run for %.1f s; every silence timer starts again", paused_s)
         for session in self._sessions.values():
             session.resume(now, unseen_s)
+        self.histories.count_pause(unseen_s)
         for device_id, (snapshot, gone_at) in self._absent_states.items():
             snapshot.count_pause(unseen_s)
             self._absent_states[device_id] = (snapshot, gone_at - unseen_s)

@@ -19,6 +19,7 @@ from brewos_relay.core.audience import Audience
 from brewos_relay.core.commands import Commands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
+from brewos_relay.core.history import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.peer import SHUT_DOWN, Peer, Receive
@@ -58,6 +59,8 @@ class SessionHost(Protocol):
     """Decides which lines about peers that come and go are logged."""
     logs_messages: bool
     """Whether the types of messages are logged."""
+    histories: Histories
+    """The measurements of devices."""
     remote: RemotePresence
     """Takes note of the devices that this relay has and wants."""
 
@@ -107,7 +110,12 @@ class DeviceSession:
         limits, dialect, counters = host.limits, host.policy.dialect, host.counters
         self.device_id = device_id
         self.presence = Presence(
-            device_id, limits=limits, dialect=dialect, snapshot=snapshot, gone_at=gone_at
+            device_id,
+            limits=limits,
+            dialect=dialect,
+            snapshot=snapshot,
+            gone_at=gone_at,
+            histories=host.histories if host.histories.is_on else None,
         )
         self._host = host
         self._limits = limits

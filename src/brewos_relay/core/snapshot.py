@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from brewos_relay.core.device_log import DeviceLog
+from brewos_relay.core.history import Histories
 from brewos_relay.core.merging import (
     EMPTY_GROUPS,
     fields_of,
@@ -107,6 +108,7 @@ _SAVED_APART_S: Final = 5.0
 _SLOTS: Final = (
     "_changes",
     "_changes_bytes",
+    "_device_id",
     "_dialect",
     "_kinds",
     "_others",
@@ -118,6 +120,7 @@ _SLOTS: Final = (
     "_unsaved",
     "_updated",
     "_updated_at",
+    "histories",
     "log",
     "seq",
     "since_us",
@@ -133,8 +136,9 @@ class Snapshot:
 
     __slots__ = _SLOTS
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, device_id: str = "") -> None:
         self._dialect = dialect
+        self._device_id = device_id
         self._kinds = dialect.snapshot_kinds
         self._status: Message | None = None
         self._status_seq: Any = None
@@ -154,6 +158,8 @@ class Snapshot:
         self._unsaved = False  # whether it has changed since the state was saved
         self._saved: Message | None = None  # the state that was saved, to tell whether a whole one came since
         self._saved_at = LONG_AGO
+        self.histories: Histories | None = None
+        """Takes the messages over after they were merged, while the device is connected to this instance."""
 
     @property
     def has_status(self) -> bool:
@@ -175,6 +181,8 @@ class Snapshot:
             self._updated = False
             self._unsaved = True
             self._updated_at = now
+            if self.histories is not None:
+                self.histories.mark(self._device_id, self._changes, self._others, now)
         return now - (self._updated_at if self._restored is None else self._restored.at)
 
     def count_pause(self, unseen_s: float) -> None:
@@ -192,8 +200,7 @@ class Snapshot:
             self._status = message
             self._status_seq = self.seq = seq
             self._restored = None
-            self._changes.clear()
-            self._changes_bytes = 0
+            self._drop_changes(message)
         elif kind is _CHANGE:
             if self._status is None:
                 return  # a change to an unknown state
@@ -362,7 +369,7 @@ class Snapshot:
 
     def to_full_size(self) -> "Snapshot":
         """Return a snapshot of the usual size with the same state."""
-        usual = Snapshot(self._dialect)
+        usual = Snapshot(self._dialect, self._device_id)
         for name in _SLOTS:
             setattr(usual, name, getattr(self, name))
         return usual
@@ -387,8 +394,27 @@ class Snapshot:
         # What grows beyond that is not the state of a machine.
         self._status = merged if len(merged.payload) <= _MOST_BYTES else None
         self._status_seq = self.seq
-        self._changes.clear()
+        self._drop_changes()
+
+    def _drop_changes(self, whole: Message | None = None) -> None:
+        """Drop changes that were merged, or that `whole` replaces; the history takes them over."""
         self._changes_bytes = 0
+        if self.histories is None:
+            self._changes.clear()
+        elif self._changes or whole is not None:
+            self.histories.take(self._device_id, self._changes, whole)
+            self._changes = []
+
+    def hand_over(self) -> None:
+        """Let the history take over all messages so far."""
+        self._merge()
+
+    def end_history(self, now: float) -> None:
+        """Let the history end here, because the device goes offline or to another instance."""
+        if self.histories is not None:
+            self._merge()
+            self.histories.end(self._device_id, now)
+            self.histories = None
 
 
 class SmallSnapshot(Snapshot):

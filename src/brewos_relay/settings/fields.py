@@ -26,6 +26,10 @@ FIRST_LIMITS: Final = (
     "drain_s",
     "snapshot_s",
     "state_retention_s",
+    "history_s",
+    "history_bytes",
+    "history_total_bytes",
+    "shots_per_device",
     "owner_commands",
     "never_wait",
 )

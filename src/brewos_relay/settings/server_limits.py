@@ -20,3 +20,7 @@ class ServerLimits(Limits):
     """Time from the end of a request head to the first byte of the response, and between parts of it."""
     http_idle_s: float = 30.0
     """How long an HTTP connection may wait for its next request."""
+
+    # Shots
+    shots_per_device: int = 1000
+    """Shots that the registry keeps of one device, the newest; 0 keeps none."""

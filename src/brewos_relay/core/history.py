@@ -1,0 +1,508 @@
+"""History: the measurements of the last minutes of each device, and the runs in which it was at work.
+
+The snapshot hands over the messages that it has merged, unchanged. They are decoded later, outside of the
+data path: `compact` reduces them to rows of numbers of a fixed size, and finds the runs in them. A run is the
+time between the first and the last message with a sign that the device is at work: a shot of an espresso
+machine.
+"""
+
+import itertools
+import math
+import struct
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.merging import decode
+from brewos_relay.core.rate_limits import TokenBucket
+from brewos_relay.dialect import Dialect
+from brewos_relay.messages import Message
+from brewos_relay.raw_fields import MALFORMED
+
+_UNKNOWN: Final = -0x8000
+_MOST_STEPS: Final = 0x7FFF
+_AT_WORK: Final = 1
+_GONE: Final = 2
+
+_APART_S: Final = 0.25
+"""Rows are at least this far apart. A machine sends two changes a second."""
+_MARKED_S: Final = 1.0
+"""How long before a mark its messages may have come: the time between two checks."""
+_COMPACT_AFTER_S: Final = 30.0
+"""Messages that say nothing about a run are decoded this long after they were handed over."""
+_MESSAGE_BYTES: Final = 128
+"""The memory for a message besides its payload."""
+_LEAST_BYTES: Final = 2 * 1024
+"""The memory for the history of one device, if it has measurements at all."""
+
+TAIL_S: Final = 5.0
+"""How long after its end the measurements belong to a run: coffee drips into the cup."""
+_SHORTEST_S: Final = 2.0
+"""A shorter run is not recorded."""
+_LONGEST_S: Final = 300.0
+"""A longer run is cut here: the device may have missed its end."""
+_RUNS_PER_S: Final = 1 / 30
+_RUNS_AT_ONCE: Final = 40.0
+"""Limits of recorded runs of one device."""
+_MOST_WAITING: Final = 1000
+"""How many runs of all devices may wait until they are stored."""
+
+
+class Samples(NamedTuple):
+    """Measurements of a device, oldest first. A value is None if it is unknown; it holds until the next."""
+
+    times_s: Sequence[float]
+    """When each sample was taken (trio time)."""
+    at_work: Sequence[bool]
+    online: Sequence[bool]
+    """False where the device went offline."""
+    values: Mapping[str, Sequence[float | None]]
+    """A list for each measure of the dialect."""
+
+
+class Run(NamedTuple):
+    """A time in which a device was at work, with the measurements until `TAIL_S` after its end."""
+
+    began_at: float
+    """Trio time."""
+    ended_at: float
+    complete: bool
+    """Whether both its start and its end were seen."""
+    samples: Samples
+
+
+class _Segment(NamedTuple):
+    """Messages that were handed over: changes, and the message after them."""
+
+    changes: Sequence[Message]
+    marks: Sequence[tuple[int, float]]
+    """Up to which change the device had sent at what time."""
+    at: float
+    last: Message | None
+    """A whole state, or a flat one."""
+    is_flat: bool
+    is_end: bool
+    """Whether the device went offline after these."""
+    size_bytes: int
+
+
+class _Layout:
+    """How rows of numbers are packed, and where the messages of a dialect have them."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.measures = dialect.measures
+        self.signs = dialect.at_work
+        self.flat_type = dialect.flat_state
+        self.row = struct.Struct(f"<qB{len(self.measures)}h")
+
+    def samples(self, rows: bytes | bytearray | memoryview, origin: float) -> Samples:
+        """Unpack rows."""
+        columns = list(zip(*self.row.iter_unpack(rows), strict=True)) or [()] * (2 + len(self.measures))
+        times, flags = columns[0], columns[1]
+        return Samples(
+            [origin + at / 1000 for at in times],
+            [bool(flag & _AT_WORK) for flag in flags],
+            [not flag & _GONE for flag in flags],
+            {
+                measure.name: [
+                    None if steps == _UNKNOWN else _scaled(steps, measure.step) for steps in column
+                ]
+                for measure, column in zip(self.measures, columns[2:], strict=True)
+            },
+        )
+
+
+class History:
+    """The measurements of one device: messages that wait to be decoded, and rows of numbers."""
+
+    __slots__ = (
+        "_began_at",
+        "_bucket",
+        "_ended_at",
+        "_is_cut",
+        "_layout",
+        "_marks",
+        "_marks_of",
+        "_origin",
+        "_rows",
+        "_saw_rest",
+        "_saw_start",
+        "_segments",
+        "_signs",
+        "_taken_flat",
+        "_urgent",
+        "_values",
+        "raw_bytes",
+    )
+
+    def __init__(self, layout: _Layout, now: float) -> None:
+        self._layout = layout
+        self._origin = now  # the time zero of the rows (trio time)
+        self._rows = bytearray()
+        self._segments: deque[_Segment] = deque()
+        self.raw_bytes = 0
+        """The memory of the messages that wait."""
+        self._marks: list[tuple[int, float]] = []
+        self._marks_of: Sequence[Message] | None = None
+        self._taken_flat: Message | None = None
+        self._urgent = False
+        self._values = [_UNKNOWN] * len(layout.measures)
+        self._signs = [False] * len(layout.signs)
+        self._saw_rest = False  # whether the device was seen not at work, so that a run begins visibly
+        self._saw_start = False
+        self._began_at: float | None = None
+        self._ended_at: float | None = None
+        self._is_cut = False  # whether the present run was recorded up to its longest time
+        self._bucket: TokenBucket | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory of the messages and the rows."""
+        return self.raw_bytes + len(self._rows)
+
+    # The data path, a few times a minute
+
+    def mark(self, changes: Sequence[Message], now: float) -> None:
+        """Note that the device has sent these changes by now."""
+        if changes is not self._marks_of:
+            self._marks_of, self._marks = changes, []
+        if changes and (not self._marks or self._marks[-1][0] < len(changes)):
+            self._marks.append((len(changes), now))
+
+    def take(
+        self,
+        changes: Sequence[Message],
+        last: Message | None,
+        now: float,
+        *,
+        is_flat: bool = False,
+        is_end: bool = False,
+        most_bytes: int,
+    ) -> None:
+        """Take messages over. Beyond `most_bytes`, the oldest ones are dropped undecoded."""
+        marks = self._marks if changes is self._marks_of else []
+        self._marks_of, self._marks = None, []
+        size_bytes = sum(len(message.payload) + _MESSAGE_BYTES for message in changes) + _MESSAGE_BYTES
+        if last is not None:
+            size_bytes += len(last.payload)
+        self._segments.append(_Segment(changes, marks, now, last, is_flat, is_end, size_bytes))
+        self.raw_bytes += size_bytes
+        self._urgent = self._urgent or last is not None or is_end
+        while self.raw_bytes > most_bytes and len(self._segments) > 1:
+            self.raw_bytes -= self._segments.popleft().size_bytes
+
+    def take_flat(self, message: Message | None, now: float, *, most_bytes: int) -> None:
+        """Take over a flat state, if it is another one than the last time."""
+        if message is not None and message is not self._taken_flat:
+            self._taken_flat = message
+            self.take((), message, now, is_flat=True, most_bytes=most_bytes)
+
+    # Compaction
+
+    def is_due(self, now: float) -> bool:
+        """Whether messages have to be decoded, or a run has to be ended."""
+        if self._ended_at is not None and now >= self._ended_at + TAIL_S:
+            return True
+        if not self._segments:
+            return False
+        return self._urgent or now - self._segments[0].at >= _COMPACT_AFTER_S
+
+    def compact_some(self, now: float) -> Sequence[Run] | None:
+        """Decode the oldest messages that wait, about a millisecond's worth. Return the runs in them.
+
+        None once nothing waits.
+        """
+        if self._segments:
+            segment = self._segments.popleft()
+            self.raw_bytes -= segment.size_bytes
+            return list(self._compact(segment))
+        self._urgent = False
+        if self._ended_at is not None and now >= self._ended_at + TAIL_S:
+            run = self._end_run(now, complete=True)
+            return [run] if run is not None else []
+        return None
+
+    def _compact(self, segment: _Segment) -> Iterator[Run]:
+        for message, at in zip(segment.changes, _times(segment), strict=True):
+            yield from self._add(message, at, is_whole=False, is_flat=False)
+        if segment.last is not None:
+            yield from self._add(segment.last, segment.at, is_whole=True, is_flat=segment.is_flat)
+        if segment.is_end:
+            yield from self._go_offline(segment.at)
+
+    def _go_offline(self, at: float) -> Iterator[Run]:
+        if self._began_at is not None:
+            run = self._end_run(at, complete=self._ended_at is not None)
+            if run is not None:
+                yield run
+        self._values = [_UNKNOWN] * len(self._values)
+        self._signs = [False] * len(self._signs)
+        self._saw_rest = self._is_cut = False
+        self._add_row(at, _GONE)
+
+    def _add(self, message: Message, at: float, *, is_whole: bool, is_flat: bool) -> Iterator[Run]:
+        """Add the measurements of a message. Values of a wrong type, and those too large, are unknown."""
+        try:
+            content = decode(message)
+        except MALFORMED:
+            return
+        if not isinstance(content, dict):
+            return
+        values, signs, layout = self._values, self._signs, self._layout
+        for number, measure in enumerate(layout.measures):
+            found = content.get(measure.flat) if is_flat else _find(content, measure.path)
+            if found is not None or is_whole:
+                values[number] = _steps(found, measure.step)
+        for number, sign in enumerate(layout.signs):
+            found = content.get(sign.flat) if is_flat else _find(content, sign.path)
+            if found is not None or is_whole:
+                signs[number] = type(found) is type(sign.value) and found == sign.value
+        at_work = any(signs)
+        if (run := self._follow(at, at_work=at_work)) is not None:
+            yield run
+        self._add_row(at, _AT_WORK if at_work else 0)
+
+    def _follow(self, at: float, *, at_work: bool) -> Run | None:
+        """Follow the start and the end of runs. Return one that has ended."""
+        ended = None
+        if self._began_at is not None and self._ended_at is None and at - self._began_at > _LONGEST_S:
+            ended = self._end_run(self._began_at + _LONGEST_S, complete=False)
+            self._is_cut = True
+        if self._ended_at is not None and (at_work or at >= self._ended_at + TAIL_S):
+            ended = self._end_run(at, complete=True)
+        if not at_work:
+            self._saw_rest, self._is_cut = True, False
+            if self._began_at is not None and self._ended_at is None:
+                self._ended_at = at
+        elif self._began_at is None and not self._is_cut:
+            self._began_at, self._saw_start = at, self._saw_rest
+        return ended
+
+    def _end_run(self, now: float, *, complete: bool) -> Run | None:
+        """End the present run. Return None if it is too short, or there were too many of late."""
+        began_at = self._began_at
+        assert began_at is not None
+        ended_at = self._ended_at if self._ended_at is not None else now
+        complete = complete and self._saw_start
+        self._began_at = self._ended_at = None
+        if ended_at - began_at < _SHORTEST_S:
+            return None
+        if self._bucket is None:
+            self._bucket = TokenBucket(rate_per_s=_RUNS_PER_S, burst=_RUNS_AT_ONCE, now=now)
+        if not self._bucket.admit(max(now, ended_at)):
+            return None
+        first, end = self._number_of(began_at), self._number_of(min(now, ended_at + TAIL_S) + 0.001)
+        size = self._layout.row.size
+        samples = self._layout.samples(bytes(self._rows[first * size : end * size]), self._origin)
+        return Run(began_at, ended_at, complete, samples)
+
+    # Rows
+
+    def _add_row(self, at: float, flags: int) -> None:
+        row, rows = self._layout.row, self._rows
+        at_ms = round((at - self._origin) * 1000)
+        if rows:
+            last_ms, last_flags = row.unpack_from(rows, len(rows) - row.size)[:2]
+            at_ms = max(at_ms, last_ms)  # the clock is steady, but two sources of messages are not in order
+            if last_flags == flags and len(rows) > row.size:
+                earlier_ms = row.unpack_from(rows, len(rows) - 2 * row.size)[0]
+                if at_ms - earlier_ms < _APART_S * 1000:
+                    del rows[-row.size :]
+        rows += row.pack(at_ms, flags, *self._values)
+
+    def _number_of(self, at: float) -> int:
+        """Return the number of the first row at or after a time."""
+        row, rows = self._layout.row, self._rows
+        wanted_ms = round((at - self._origin) * 1000)
+        low, high = 0, len(rows) // row.size
+        while low < high:
+            middle = (low + high) // 2
+            if row.unpack_from(rows, middle * row.size)[0] < wanted_ms:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def trim(self, now: float, *, seconds: float, most_bytes: int) -> None:
+        """Drop rows that are too old, but the last of them, whose values still hold.
+
+        If the rest has too many bytes, every second row of the older half is dropped, and so on.
+        """
+        rows, size = self._rows, self._layout.row.size
+        if (old := self._number_of(now - seconds)) > 1:
+            del rows[: (old - 1) * size]
+        while len(rows) > max(most_bytes, size):
+            count = len(rows) // size
+            half = count // 2 + 1
+            kept = b"".join(rows[at * size : (at + 1) * size] for at in range(0, half, 2))
+            rows[: half * size] = kept
+
+    def samples(self, now: float, *, seconds: float) -> Samples:
+        """Return the measurements of the last seconds. The first may be older: its values held then."""
+        first = max(0, self._number_of(now - seconds) - 1)
+        return self._layout.samples(bytes(self._rows[first * self._layout.row.size :]), self._origin)
+
+    def is_over(self, now: float, *, seconds: float) -> bool:
+        """Whether the device has gone, and its measurements are too old."""
+        if self._segments or self._marks:
+            return False
+        if not self._rows:
+            return now - self._origin >= seconds
+        row = self._layout.row
+        last_ms, flags = row.unpack_from(self._rows, len(self._rows) - row.size)[:2]
+        return bool(flags & _GONE) and now - (self._origin + last_ms / 1000) >= seconds
+
+    def count_pause(self, unseen_s: float) -> None:
+        """Make all measurements older by a pause that is missing on Trio's clock."""
+        self._origin -= unseen_s
+        if self._began_at is not None:
+            self._began_at -= unseen_s
+        if self._ended_at is not None:
+            self._ended_at -= unseen_s
+
+
+class Histories:
+    """The histories of a relay's devices, by id. They outlast the connections, until they are too old."""
+
+    def __init__(self, limits: Limits, dialect: Dialect) -> None:
+        self._limits = limits
+        self._layout = _Layout(dialect)
+        self._of: dict[str, History] = {}
+        self._runs: deque[tuple[str, Run]] = deque()
+        self.runs_dropped = 0
+        """Runs that were dropped because too many waited to be stored."""
+        self.is_on = limits.history_s > 0 and bool(dialect.measures)
+        """Whether histories are kept."""
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory of all histories."""
+        return sum(history.size_bytes for history in self._of.values())
+
+    @property
+    def _most_bytes(self) -> int:
+        """The memory for messages and for rows of each device."""
+        limits = self._limits
+        return min(limits.history_bytes, limits.history_total_bytes // max(1, len(self._of))) // 2
+
+    def _open(self, device_id: str, now: float) -> History | None:
+        """Return the history of a device, which may be new. None if there is no room for another."""
+        if (history := self._of.get(device_id)) is None:
+            if (len(self._of) + 1) * _LEAST_BYTES > self._limits.history_total_bytes:
+                return None
+            history = self._of[device_id] = History(self._layout, now)
+        return history
+
+    def mark(
+        self, device_id: str, changes: Sequence[Message], others: Mapping[str, Message], now: float
+    ) -> None:
+        """Note what a device has sent by now: changes that are not handed over yet, and other messages."""
+        flat = others.get(self._layout.flat_type) if others and self._layout.flat_type else None
+        if (changes or flat is not None) and (history := self._open(device_id, now)) is not None:
+            history.mark(changes, now)
+            history.take_flat(flat, now, most_bytes=self._most_bytes)
+
+    def take(self, device_id: str, changes: Sequence[Message], whole: Message | None = None) -> None:
+        """Take over merged changes, and the whole state that came after them."""
+        now = trio.current_time()
+        if (history := self._open(device_id, now)) is not None:
+            history.take(changes, whole, now, most_bytes=self._most_bytes)
+
+    def end(self, device_id: str, now: float) -> None:
+        """Note that a device goes offline. Its messages were handed over before."""
+        if (history := self._of.get(device_id)) is not None:
+            history.take((), None, now, is_end=True, most_bytes=self._most_bytes)
+
+    def forget(self, device_id: str) -> None:
+        """Forget the history of a device."""
+        self._of.pop(device_id, None)
+
+    def count_pause(self, unseen_s: float) -> None:
+        """Make all measurements older by a pause that is missing on Trio's clock."""
+        for history in self._of.values():
+            history.count_pause(unseen_s)
+
+    async def compact_due(self) -> None:
+        """Decode the messages that are due, and drop what is too old. Other tasks run in between."""
+        for device_id in list(self._of):
+            if (history := self._of.get(device_id)) is None:
+                continue
+            now = trio.current_time()
+            if history.is_due(now):
+                await self._compact(device_id, history)
+            elif history.is_over(now, seconds=self._limits.history_s):
+                del self._of[device_id]
+            else:
+                self._trim(history)
+                await trio.lowlevel.checkpoint()
+
+    async def read(self, device_id: str, *, seconds: float) -> Samples | None:
+        """Return the measurements of a device's last seconds; None if there are none."""
+        if (history := self._of.get(device_id)) is None:
+            await trio.lowlevel.checkpoint()
+            return None
+        await self._compact(device_id, history)
+        return history.samples(trio.current_time(), seconds=min(seconds, self._limits.history_s))
+
+    async def _compact(self, device_id: str, history: History) -> None:
+        while (runs := history.compact_some(trio.current_time())) is not None:
+            self._runs.extend((device_id, run) for run in runs)
+            while len(self._runs) > _MOST_WAITING:
+                self._runs.popleft()
+                self.runs_dropped += 1
+            self._trim(history)
+            await trio.lowlevel.checkpoint()
+        self._trim(history)
+        await trio.lowlevel.checkpoint()
+
+    def _trim(self, history: History) -> None:
+        seconds = self._limits.history_s
+        history.trim(trio.current_time(), seconds=seconds, most_bytes=self._most_bytes)
+
+    def take_runs(self, most: int) -> list[tuple[str, Run]]:
+        """Return runs that have ended, with their devices, the oldest first. They are not returned again."""
+        return [self._runs.popleft() for _ in range(min(most, len(self._runs)))]
+
+    def put_back(self, runs: Sequence[tuple[str, Run]]) -> None:
+        """Put back runs that could not be stored."""
+        self._runs.extendleft(reversed(runs))
+
+
+def _times(segment: _Segment) -> Iterator[float]:
+    """Return when each change came, spread evenly over the time between two marks."""
+    number, before = 0, -math.inf
+    for count, at in itertools.chain(segment.marks, [(len(segment.changes), segment.at)]):
+        start = max(before, at - _MARKED_S)
+        for each in range(1, count - number + 1):
+            yield start + (at - start) * each / (count - number)
+        number, before = max(number, count), at
+
+
+def _find(content: Any, path: Sequence[str]) -> Any:
+    """Return the value at the end of a path; None if there is none."""
+    for key in path:
+        if not isinstance(content, dict):
+            return None
+        content = content.get(key)
+    return content
+
+
+def _steps(value: object, step: float) -> int:
+    """Return a number in steps; `_UNKNOWN` for any other value, and one that is too large."""
+    if type(value) is not float and type(value) is not int:
+        return _UNKNOWN
+    try:
+        steps = round(value / step)
+    except (OverflowError, ValueError):  # infinite, or not a number, or an integer of many digits
+        return _UNKNOWN
+    return steps if -_MOST_STEPS <= steps <= _MOST_STEPS else _UNKNOWN
+
+
+def _scaled(steps: int, step: float) -> float | None:
+    return None if steps == _UNKNOWN else round(steps * step, 3)
