@@ -9,6 +9,7 @@
 #   simulator     simulated machines: a model, and the firmware's end of the wire
 #   api           HTTP on Quart-Trio, and the pages in console
 #   key_rotation  a new key for a device, sent over its own connection
+#   shot_files    shots, made from measurements and exported as files
 #   protocols     the relay and the registry, as the HTTP API calls them
 #   wire          WebSocket: sockets, TLS, handshakes, frames
 #   auth          keys, tokens, identities     registry  devices, users, shares, sessions: in SQL

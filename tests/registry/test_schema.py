@@ -36,6 +36,7 @@ def test_rows_are_deleted_with_their_parents() -> None:
         ("claims", "device_id"),
         ("device_states", "device_id"),
         ("shares", "device_id"),
+        ("shots", "device_id"),
         ("identities", "user_id"),
         ("known_networks", "user_id"),
         ("sessions", "user_id"),

@@ -97,7 +97,7 @@ def clear(url: str) -> None:
         for table in reversed([*TABLES.values()]):
             db.execute(table.delete())
         if db.dialect.name == "postgresql":
-            for name in ("activity", "notices"):
+            for name in ("activity", "notices", "shots"):
                 db.execute(text(f"ALTER SEQUENCE {name}_id_seq RESTART"))
         else:
             db.execute(text("DELETE FROM sqlite_sequence"))
@@ -127,7 +127,7 @@ def test_every_row_arrives(new_url: NewDatabase, tmp_path: Path, here: str, ther
         with Database.open(source) as database, database.writing() as db:
             add_rows(db, rows)
             if db.dialect.name == "postgresql":
-                for name in ("activity", "notices"):
+                for name in ("activity", "notices", "shots"):
                     last = max((row["id"] for row in rows[name]), default=0)
                     if last:
                         db.execute(select(func.setval(f"{name}_id_seq", last)))

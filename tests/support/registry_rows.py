@@ -53,7 +53,7 @@ def _values(column: Column[Any]) -> st.SearchStrategy[Any]:
         values = st.booleans()
     elif isinstance(kind, LargeBinary):
         values = st.binary(max_size=40)
-    elif column.table.name in ("activity", "notices") and column.primary_key:
+    elif column.table.name in ("activity", "notices", "shots") and column.primary_key:
         values = st.integers(1, 2**62)
     elif isinstance(kind, BigInteger):
         values = st.integers(-(2**63), 2**63 - 1)

@@ -24,6 +24,7 @@ from brewos_relay.registry.devices import (
 )
 from brewos_relay.registry.records import Access, Activity, ActivityKind, DeviceUser, OwnedDevice
 from brewos_relay.registry.schema import device_users, devices, shares, users
+from brewos_relay.registry.shots import forget_shots
 from brewos_relay.vocabulary import Role, role_includes
 
 Left = Literal["left", "removed"]
@@ -249,8 +250,8 @@ def leave(
 
     None if the user does not have it.
 
-    When the last owner leaves, all users lose the device: its shares, activity and registered tokens end, and
-    the next user can pair it. Raises DeviceUnknown.
+    When the last owner leaves, all users lose the device: its shares, activity, shots and registered tokens
+    end, and the next user can pair it. Raises DeviceUnknown.
     """
     lock_device(db, device_id)
     everybody = current_users(db, device_id, now_ms=now_ms)
@@ -326,6 +327,7 @@ def _release(db: Connection, device_ids: Sequence[str]) -> None:
     db.execute(changed.values(name=None, key_pending_since_ms=None))
     forget_activity(db, *device_ids)
     forget_state(db, *device_ids)
+    forget_shots(db, *device_ids)
 
 
 def _check_role(role: Role, until_ms: int | None) -> None:

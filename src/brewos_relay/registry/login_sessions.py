@@ -7,7 +7,7 @@ grace period after its own exchange. A later use shows that the token was copied
 both holders. An expired token is treated as unknown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -30,8 +30,9 @@ RECORDED_DEVICES: Final = 100
 _USER_AGENT_CHARS: Final = 300
 _ADDRESS_CHARS: Final = 64
 
+_COLUMNS: Final = [column for column in sessions.c if column is not sessions.c.last_device_id]
 _SESSIONS: Final = (
-    select(sessions, users.c.email, users.c.name, users.c.picture_url, users.c.is_admin)
+    select(*_COLUMNS, users.c.email, users.c.name, users.c.picture_url, users.c.is_admin)
     .join(users, users.c.id == sessions.c.user_id)
     .where(sessions.c.expires_at_ms > bindparam("now_ms"))
 )
@@ -66,6 +67,13 @@ _DEVICES: Final = (
     .order_by(device_users.c.device_id)
     .limit(RECORDED_DEVICES)
 )
+_RECORD_ATTACHED: Final = (
+    update(sessions)
+    .where(sessions.c.id == bindparam("of_session"))
+    .where(sessions.c.last_device_id.is_distinct_from(bindparam("to_device")))
+    .values(last_device_id=bindparam("to_device"))
+)
+_LAST_DEVICE: Final = select(sessions.c.last_device_id).where(sessions.c.id == bindparam("of_session"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +192,21 @@ def find_sessions(db: Connection, ids: Sequence[str], *, now_ms: int) -> dict[st
         for chunk in chunks(ids, IDS_AT_ONCE)
         for session in map(_session, db.execute(_BY_ID, {"ids": chunk, "now_ms": now_ms}))
     }
+
+
+def record_attached(db: Connection, attached: Mapping[str, str]) -> None:
+    """Record the device that an app with a session attached to last (session id → device id)."""
+    if attached:
+        rows = [
+            {"of_session": session_id, "to_device": device} for session_id, device in sorted(attached.items())
+        ]
+        db.execute(_RECORD_ATTACHED, rows)
+
+
+def last_device_of(db: Connection, session_id: str) -> str | None:
+    """Return the device that an app with this session attached to last. None if none ever did."""
+    found: str | None = db.scalar(_LAST_DEVICE, {"of_session": session_id})
+    return found
 
 
 def sessions_of(

@@ -43,6 +43,7 @@ from brewos_relay.registry.pairing_proof import (
 from brewos_relay.registry.pairing_tokens import add_token, change_token, find_token, keep_token, tokens_of
 from brewos_relay.registry.records import Access, Activity, Device, PairingResult, check_name
 from brewos_relay.registry.schema import devices
+from brewos_relay.registry.shots import forget_shots
 from brewos_relay.vocabulary import Role
 
 Registered = Literal["stored", "refreshed", "replaced", "pending"]
@@ -179,6 +180,7 @@ def pair_device(
     if not users:
         forget_activity(db, device_id)
         forget_state(db, device_id)
+        forget_shots(db, device_id)
     # Before the entries that follow from it.
     entry = Activity(
         device_id=device_id, at_ms=now_ms, kind="claimed", user_id=user_id, detail={"role": role}

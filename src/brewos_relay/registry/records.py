@@ -98,6 +98,22 @@ class StoredState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shot:
+    """A shot of a machine. `summary` has numbers by name. `profile` is its measurements, encoded.
+
+    Its id is 0 before it is stored. `is_complete` is False if its start or its end was missed.
+    """
+
+    device_id: str
+    began_at_ms: int
+    duration_ms: int
+    is_complete: bool
+    summary: Mapping[str, float]
+    profile: bytes
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewDevice:
     """A device to register. Raises ValueError for an invalid name or user id.
 

@@ -197,6 +197,8 @@ sessions = Table(
     Column("expires_at_ms", BigInteger, nullable=False),
     Column("user_agent", String(300)),
     Column("address", String(64)),
+    # The device that an app with this session attached to last.
+    Column("last_device_id", String(12)),
     sqlite_with_rowid=False,
 )
 
@@ -250,6 +252,22 @@ device_states = Table(
     # earlier connection and does not replace it. 0 for states from before this column.
     Column("since_us", BigInteger, nullable=False, server_default=text("0")),
     Index("device_states_by_time", "at_ms"),
+)
+
+# What devices were seen to do: a shot is the time in which an espresso machine brews.
+shots = Table(
+    "shots",
+    metadata,
+    Column("id", _COUNT, primary_key=True, autoincrement=True),
+    Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), nullable=False),
+    Column("began_at_ms", BigInteger, nullable=False),
+    Column("duration_ms", Integer, nullable=False),
+    # False if its start or its end was missed.
+    Column("is_complete", Boolean, nullable=False),
+    Column("summary", Text, nullable=False),  # a JSON object of numbers
+    Column("profile", LargeBinary, nullable=False),  # its measurements: JSON, compressed with zlib
+    Index("shots_by_device", "device_id", "id"),
+    sqlite_autoincrement=True,
 )
 
 activity = Table(

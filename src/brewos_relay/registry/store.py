@@ -31,8 +31,9 @@ from brewos_relay.registry.housekeeping import STATES_KEPT_MS, Housekeeper
 from brewos_relay.registry.issued_tokens import revoked_tokens
 from brewos_relay.registry.login_sessions import find_sessions
 from brewos_relay.registry.pairing import HeldPairing
-from brewos_relay.registry.records import Access, Change, Device, LoginSession, StoredState
+from brewos_relay.registry.records import Access, Change, Device, LoginSession, Shot, StoredState
 from brewos_relay.registry.schema import devices
+from brewos_relay.registry.shots import add_shots
 from brewos_relay.registry.write_attempt import WriteAttempt
 from brewos_relay.registry.write_behind import WriteBehind
 from brewos_relay.vocabulary import now_ms
@@ -257,6 +258,10 @@ class Store:
     async def save_states(self, states: Sequence[StoredState]) -> None:
         """Store the states of devices in one transaction; see `registry.device_states`."""
         await self.write(save_states, states)
+
+    async def add_shots(self, shots: Sequence[Shot], *, kept: int) -> None:
+        """Store shots in one transaction; see `registry.shots`."""
+        await self.write(add_shots, shots, kept=kept)
 
     async def check(self) -> None:
         """Verify that the registry answers. Raises RegistryError. If cancelled, it abandons its thread."""

@@ -13,6 +13,7 @@ from brewos_relay.registry.activity import add_activity_of_known
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import record_info, record_seen
 from brewos_relay.registry.held_writes import HeldWrite, HeldWrites, KeyUse, write_held
+from brewos_relay.registry.login_sessions import record_attached
 from brewos_relay.registry.pairing import HeldPairing
 from brewos_relay.registry.records import Activity
 from brewos_relay.vocabulary import now_ms
@@ -38,6 +39,7 @@ class WriteBehind:
         self._limiter = limiter
         self._seen: dict[str, int] = {}
         self._said: dict[str, tuple[str | None, str | None]] = {}
+        self._attached: dict[str, str] = {}  # the device of each session
         self._entries: deque[Activity] = deque()
         self._dropped = 0
         self._wanted = trio.Event()
@@ -68,6 +70,12 @@ class WriteBehind:
         self._said[device_id] = (firmware_version, machine_type)
         self._wanted.set()
 
+    def record_attached(self, session_id: str, device_id: str) -> None:
+        """Record the device that an app with a login session attached to."""
+        if session_id in self._attached or len(self._attached) < ENTRIES_AT_MOST:
+            self._attached[session_id] = device_id
+            self._wanted.set()
+
     def record_activity(self, entry: Activity) -> None:
         """Record an activity. Dropped while 10,000 entries wait."""
         if len(self._entries) >= ENTRIES_AT_MOST:
@@ -91,7 +99,7 @@ class WriteBehind:
                 await self._flush()
 
     async def _flush(self) -> None:
-        if not (self._seen or self._said or self._entries or self._held):
+        if not (self._seen or self._said or self._attached or self._entries or self._held):
             return
         held = self._held.all()  # kept until written, so that pairing finds it
         if self._dropped:
@@ -99,12 +107,13 @@ class WriteBehind:
             self._dropped = 0
         seen, self._seen, self._wanted = self._seen, {}, trio.Event()
         said, self._said = self._said, {}
+        attached, self._attached = self._attached, {}
         entries, self._entries, self._many = self._entries, deque(), trio.Event()
         turn = threading.Lock()  # its first holder writes the records or puts them back
 
         def write() -> None:
             if turn.acquire(blocking=False):
-                self._write(held, seen, said, list(entries))
+                self._write(held, seen, said, attached, list(entries))
 
         try:
             # Abandon the thread when time is up: another process may hold the database. Records that a thread
@@ -113,22 +122,29 @@ class WriteBehind:
             self._held.forget(held)
         except trio.Cancelled:
             if turn.acquire(blocking=False):  # it was still waiting for a thread
-                self._put_back(seen, said, entries)
+                self._put_back(seen, said, attached, entries)
             raise
         except RegistryError as problem:
             logger.warning("%s; trying again", problem)
-            self._put_back(seen, said, entries)
+            self._put_back(seen, said, attached, entries)
         except Exception as problem:
             if turn.acquire(blocking=False):  # it never started: no thread is available
                 logger.warning("records of devices cannot be written yet: %s; trying again", problem)
-                self._put_back(seen, said, entries)
+                self._put_back(seen, said, attached, entries)
                 return
             # It would fail every time, together with later records.
             self._held.forget(held)
             logger.exception("records of devices cannot be written and are lost")
 
-    def _put_back(self, seen: Mapping[str, int], said: _Said, entries: deque[Activity]) -> None:
+    def _put_back(
+        self,
+        seen: Mapping[str, int],
+        said: _Said,
+        attached: Mapping[str, str],
+        entries: deque[Activity],
+    ) -> None:
         self._said = {**said, **self._said}
+        self._attached = {**attached, **self._attached}
         for device_id, at_ms in seen.items():
             self.record_seen(device_id, at_ms)
         newer, self._entries = self._entries, entries
@@ -137,11 +153,19 @@ class WriteBehind:
         self._wanted.set()
 
     def _write(
-        self, held: Sequence[HeldWrite], seen: Mapping[str, int], said: _Said, entries: Sequence[Activity]
+        self,
+        held: Sequence[HeldWrite],
+        seen: Mapping[str, int],
+        said: _Said,
+        attached: Mapping[str, str],
+        entries: Sequence[Activity],
     ) -> None:
         if held:  # first: the others must not be written twice
             with self._database.writing() as db:
                 write_held(db, held, now_ms=now_ms())
+        if attached:  # apart, since sessions are locked before devices
+            with self._database.writing() as db:
+                record_attached(db, attached)
         with self._database.writing() as db:
             record_seen(db, seen)
             for device_id, (firmware_version, machine_type) in said.items():

@@ -37,6 +37,7 @@ from brewos_relay.server.from_settings import (
     warn_of_command_lists,
 )
 from brewos_relay.server.health_checks import PROBLEMS, ReadinessCheck, StorageWatch
+from brewos_relay.server.history_keeper import HistoryKeeper
 from brewos_relay.server.http import HttpSide, open_http_side
 from brewos_relay.server.incoming import PortPolicy, RefusalLog, refusal_line_limits
 from brewos_relay.server.key_ring import read_key_ring
@@ -166,6 +167,7 @@ async def open_server(
             bus.join(relay, registry, store.read_changes) as joined,
         ):
             states = StateKeeper(relay, store)
+            history = HistoryKeeper(relay, store, shots_per_device=settings.limits.shots_per_device)
             changes = ChangeApplier(relay=relay, store=store)
             store.watch_changes(changes.apply, announce=joined.announce_changes)
             outbound = Outbound()
@@ -193,6 +195,7 @@ async def open_server(
                     keep_running, "recording which devices are online", partial(recorder.run, relay)
                 )
                 listening.start_soon(keep_running, "storing states", states.run)
+                listening.start_soon(keep_running, "storing shots", history.run)
                 yield Server(
                     [s.getsockname()[:2] for s in sockets.main],
                     relay,
@@ -204,6 +207,7 @@ async def open_server(
                 window_s = worker.drain_window_s if worker is not None else None
                 await relay.drain(hurry=hurry, window_s=window_s)
                 await states.save_all()
+                await history.keep_all()
                 listening.cancel_scope.cancel()
 
 
@@ -345,4 +349,5 @@ def _listener_of(parts: _Parts, http: HttpSide) -> Listener:
         refusals=parts.refusals,
         request_limits=parts.request_limits,
         pass_on=parts.handover.pass_on if parts.handover is not None else None,
+        on_attached=parts.store.write_behind.record_attached,
     )

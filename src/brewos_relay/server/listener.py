@@ -3,7 +3,7 @@
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
@@ -89,13 +89,15 @@ class Listener:
         refusals: RefusalLog | None = None,
         request_limits: RequestLimits | None = None,
         pass_on: PassOn | None = None,
+        on_attached: Callable[[str, str], None] | None = None,
     ) -> None:
         """Serve these listening sockets.
 
         `handshakes` counts WebSocket requests by (`device`, `client` or `other`; status); the status is 4002
         for a client that was upgraded to be closed with 4002. `refused` counts refusals by
         reason, and `refusals` logs them. `request_limits` are those of the HTTP side. `pass_on` may pass a
-        WebSocket request to another worker of this machine.
+        WebSocket request to another worker of this machine. `on_attached` is called with the login session
+        and the device of each client that has one.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -111,6 +113,7 @@ class Listener:
         self._handshakes = handshakes if handshakes is not None else Counter()
         self._refused = refused if refused is not None else Counter()
         self._pass_on = pass_on
+        self._on_attached = on_attached
         self._accepting = trio.CancelScope()
 
     def stop_accepting(self) -> None:
@@ -289,6 +292,8 @@ class Listener:
                 grant=entry.grant,
                 network=entry.network,
             )
+            if self._on_attached is not None and entry.grant.session_id is not None:
+                self._on_attached(entry.grant.session_id, entry.device_id)
         incoming.release()
         if log.isEnabledFor(logging.DEBUG) and self._relay.lines.admit("admitted", entry.network):
             _log_admitted(incoming, attached)

@@ -13,7 +13,20 @@ from sqlalchemy import Connection, inspect, text
 
 from brewos_relay.errors import RegistryError
 
-VERSIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+VERSIONS: Final = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+    "0009",
+    "0010",
+    "0011",
+    "0012",
+)
 HEAD: Final = VERSIONS[-1]
 _IMPORTING_ENDS: Final = "+import"
 IMPORTING: Final = f"{HEAD}{_IMPORTING_ENDS}"

@@ -1,0 +1,79 @@
+"""HistoryKeeper: compacts the history of a relay's devices, and stores their shots in the registry."""
+
+import logging
+from typing import Any, Final
+
+import trio
+
+from brewos_relay.core.history import Run
+from brewos_relay.core.relay import Relay
+from brewos_relay.errors import RegistryError
+from brewos_relay.registry.records import Shot
+from brewos_relay.registry.shots import SHOTS_AT_ONCE
+from brewos_relay.registry.store import Store
+from brewos_relay.shot_files import shot_of
+from brewos_relay.vocabulary import now_ms
+
+log = logging.getLogger(__name__)
+
+COMPACT_EVERY_S: Final = 3.0
+"""How often due messages are decoded. A shot is stored about this long after its last drops."""
+LAST_SAVE_S: Final = 5.0
+"""How long a draining server may take to store shots."""
+_HEAVIEST_DOSE_G: Final = 100.0
+
+
+class HistoryKeeper:
+    """Decodes the messages of devices, outside of the data path, and stores the shots found in them."""
+
+    def __init__(self, relay: Relay, store: Store, *, shots_per_device: int) -> None:
+        self._relay = relay
+        self._store = store
+        self._shots_per_device = shots_per_device
+        self._storing = trio.Lock()
+
+    async def run(self) -> None:
+        """Compact and store every 3 s until cancelled."""
+        while True:
+            await trio.sleep(COMPACT_EVERY_S)
+            await self.keep()
+
+    async def keep_all(self) -> None:
+        """Store the last shots before the server ends. Takes at most 5 s."""
+        with trio.move_on_after(LAST_SAVE_S):
+            await self.keep()
+
+    async def keep(self) -> None:
+        """Compact what is due, and store the shots that have ended."""
+        histories = self._relay.histories
+        await histories.compact_due()
+        async with self._storing:
+            while runs := histories.take_runs(SHOTS_AT_ONCE):
+                is_stored = False
+                try:
+                    shots = [self._shot_of(device_id, run) for device_id, run in runs]
+                    if self._shots_per_device > 0:
+                        await self._store.add_shots(shots, kept=self._shots_per_device)
+                    is_stored = True
+                except RegistryError as problem:
+                    log.warning("cannot store %d shots: %s; retrying", len(runs), problem)
+                    return
+                finally:
+                    if not is_stored:
+                        histories.put_back(runs)
+
+    def _shot_of(self, device_id: str, run: Run) -> Shot:
+        began_at_ms = now_ms() - round((trio.current_time() - run.began_at) * 1000)
+        dose_g = self._dose_of(device_id)
+        return shot_of(device_id, run, began_at_ms=began_at_ms, dose_g=dose_g)
+
+    def _dose_of(self, device_id: str) -> float | None:
+        """Return the weight of coffee that brewing by weight is set to, in g; None if it is not known."""
+        messages = (self._relay.state_of(device_id) or {}).get("messages", {})
+        for path in (("status", "scale", "bbw", "doseWeight"), ("bbw_settings", "doseWeight")):
+            found: Any = messages
+            for key in path:
+                found = found.get(key) if isinstance(found, dict) else None
+            if type(found) in (int, float) and 0 < found <= _HEAVIEST_DOSE_G:
+                return float(found)
+        return None
