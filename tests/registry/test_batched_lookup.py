@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from brewos_relay.errors import RegistryError
-from brewos_relay.registry.batched_lookup import BatchedLookup
+from brewos_relay.registry.batched_lookup import Answer, BatchedLookup
 
 DEADLINE_S = 10.0
 
@@ -44,13 +44,14 @@ class Lookups:
         self.scopes: dict[str, trio.CancelScope] = {}
 
     def start(self, *keys: str) -> None:
-        for key in keys:
-            self._nursery.start_soon(self._find, key)
+        answers = {key: self._batcher.ask(key) for key in keys}
+        for key, answer in answers.items():
+            self._nursery.start_soon(self._wait, key, answer)
 
-    async def _find(self, key: str) -> None:
+    async def _wait(self, key: str, answer: Answer[str, str]) -> None:
         with trio.CancelScope() as self.scopes[key]:
             try:
-                self.results[key] = await self._batcher.find(key)
+                self.results[key] = await answer.wait()
             except RegistryError as failure:
                 self.results[key] = failure
 
@@ -181,6 +182,8 @@ async def test_lookups_do_not_outlive_the_batcher() -> None:
             lookups.start("waiting")
             await trio.testing.wait_all_tasks_blocked()
             running.cancel_scope.cancel()
+            with trio.move_on_after(DEADLINE_S, shield=True):
+                await trio.testing.wait_all_tasks_blocked()
             table.release()
         await lookups.wait_for("running", "waiting")
     waiting = lookups.results["waiting"]
@@ -228,3 +231,55 @@ async def test_failures_are_reported_for_the_metrics() -> None:
             await batcher.find("a")
         nursery.cancel_scope.cancel()
     assert failures == [True]
+
+
+async def test_keys_of_the_same_turn_share_the_query_that_the_first_one_starts() -> None:
+    table = Table()
+    table.release()
+    batcher = make_batcher(table)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with batcher._lock:  # the thread waits to take the keys
+            batcher._gathering.keys.add("a")
+            batcher.begin()
+            batcher._gathering.keys.add("b")
+        with trio.fail_after(DEADLINE_S):
+            await table.wait_asked()
+        nursery.cancel_scope.cancel()
+    assert table.queries == [{"a", "b"}]
+
+
+async def test_lookups_wait_for_their_limiter() -> None:
+    table = Table()
+    table.release()
+    limiter = trio.CapacityLimiter(1)
+    batcher = BatchedLookup(table.query, limiter=limiter)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run)
+        lookups = Lookups(batcher, nursery)
+        async with limiter:
+            lookups.start("a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert table.queries == []
+        await lookups.wait_for("a")
+        nursery.cancel_scope.cancel()
+    assert (lookups.results, limiter.borrowed_tokens) == ({"a": "A"}, 0)
+
+
+async def test_without_a_thread_lookups_fail_and_later_ones_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(*_given: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    table = Table()
+    table.release()
+    async with trio.open_nursery() as nursery:
+        batcher = make_batcher(table)
+        nursery.start_soon(batcher.run)
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.lowlevel, "start_thread_soon", no_thread)
+            with pytest.raises(RegistryError, match="can't start new thread"):
+                await batcher.find("a")
+        with trio.fail_after(DEADLINE_S):
+            assert await batcher.find("a") == "A"
+        nursery.cancel_scope.cancel()

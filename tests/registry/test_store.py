@@ -110,23 +110,22 @@ async def test_sessions_are_found_until_they_end(url: str) -> None:
 async def test_lookups_of_an_admission_share_a_visit_to_the_registry(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    visits: list[object] = []
-    reading = Database.reading
-
-    def count(database: Database) -> Any:
-        visits.append(database)
-        return reading(database)
-
+    queries: list[int] = []
     with trio.fail_after(DEADLINE_S):
         async with open_store(url) as store:
             await store.write(give, IDS[0], "ada", role="member", now_ms=1)
-            monkeypatch.setattr(Database, "reading", count)
+            query = store._lookups._query
+
+            def count(keys: list[Any]) -> Any:
+                queries.append(len(keys))
+                return query(keys)
+
+            monkeypatch.setattr(store._lookups, "_query", count)
             session, revoked = store.ask_session("none"), store.ask_revoked("none")
             access, device = store.ask_access("ada", IDS[0]), store.ask_device(IDS[0])
             assert (await session.wait(), await revoked.wait()) == (None, None)
             found = await access.wait(), await device.wait()
-            assert len(visits) == 1
-            monkeypatch.undo()
+            assert queries == [4]
     assert [each.device_id if isinstance(each, Access) else each and each.id for each in found] == [
         IDS[0]
     ] * 2

@@ -1,8 +1,10 @@
 """Batched lookups: concurrent lookups of the same kind share one query."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from contextlib import suppress
+from typing import Final, Generic, TypeVar
 
 import trio
 
@@ -10,6 +12,9 @@ from brewos_relay.errors import RegistryError
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+_CLOSE_S: Final = 15.0
+"""How long closing waits for a query. A lock of the database is waited for at most 10 s."""
 
 OnAnswer = Callable[[float, bool], None]
 """Called for each answer with how long the caller waited, in s, and whether the lookup failed."""
@@ -35,12 +40,12 @@ class _Batch(Generic[K, V]):
 class Answer(Generic[K, V]):
     """The answer to a lookup, which may not be there yet."""
 
-    __slots__ = ("_asked_s", "_batch", "_key", "_on_answer")
+    __slots__ = ("_asked_s", "_batch", "_key", "_lookup")
 
-    def __init__(self, batch: _Batch[K, V], key: K, on_answer: OnAnswer) -> None:
+    def __init__(self, lookup: "BatchedLookup[K, V]", batch: _Batch[K, V], key: K) -> None:
+        self._lookup = lookup
         self._batch = batch
         self._key = key
-        self._on_answer = on_answer
         self._asked_s = time.perf_counter()
 
     @property
@@ -55,9 +60,10 @@ class Answer(Generic[K, V]):
         """
         batch = self._batch
         if not batch.answered.is_set():  # several answers of one query cost one wait
+            self._lookup.begin()
             await batch.answered.wait()
         failure = batch.failure
-        self._on_answer(time.perf_counter() - self._asked_s, failure is not None)
+        self._lookup.on_answer(time.perf_counter() - self._asked_s, failure is not None)
         if failure is not None:
             raise RegistryError(str(failure)) from failure
         return batch.found.get(self._key)
@@ -68,6 +74,10 @@ class BatchedLookup(Generic[K, V]):
 
     An idle registry is queried at once; the busier it is, the more lookups share a query. `query` maps the
     keys that it finds to their values. It runs in a worker thread, one query at a time.
+
+    A machine waits for its lookup, while the event loop may be busy with other work in each of its turns. So
+    a query is started and answered without a task in between, which would take two more turns. The thread
+    takes the keys when it runs, so that those of the same turn share its query.
     """
 
     def __init__(
@@ -79,43 +89,97 @@ class BatchedLookup(Generic[K, V]):
     ) -> None:
         self._query = query
         self._limiter = limiter
-        self._on_answer = on_answer
+        self.on_answer = on_answer
         self._gathering: _Batch[K, V] = _Batch()
-        self._wanted = trio.Event()
+        self._lock = threading.Lock()
+        """Held while a key is added, and while the thread takes the keys."""
+        self._running: _Batch[K, V] | None = None
+        self._is_busy = False  # a thread runs, or the next query waits for the limiter
+        self._in_thread = False
+        self._queued = trio.Event()  # set if the next query has to wait for the limiter
         self._closed = False
+        self._ended = trio.Event()  # set when a query has ended after that
 
     def ask(self, key: K) -> Answer[K, V]:
-        """Look a key up with the next query. Raises RegistryError once `run` has ended."""
+        """Look a key up with the next query, which `Answer.wait` or `begin` starts.
+
+        Raises RegistryError once `run` has ended.
+        """
         if self._closed:
             raise RegistryError("the registry is closed")
-        batch = self._gathering
-        if not batch.keys:
-            self._wanted.set()
-        batch.keys.add(key)
-        return Answer(batch, key, self._on_answer)
+        with self._lock:
+            batch = self._gathering
+            batch.keys.add(key)
+        return Answer(self, batch, key)
 
     async def find(self, key: K) -> V | None:
         """Look a key up and wait for the answer; see `Answer.wait`."""
         return await self.ask(key).wait()
 
-    async def run(self) -> None:
-        """Answer lookups until cancelled. Lookups that still wait then fail."""
+    def begin(self) -> None:
+        """Start a query for the keys that were asked for, unless one is running."""
+        if self._is_busy or self._closed or not self._gathering.keys:
+            return
+        self._is_busy = True
         try:
-            while True:
-                await self._wanted.wait()
-                batch, self._gathering = self._gathering, _Batch()
-                self._wanted = trio.Event()
-                await self._answer(batch)
-        finally:
-            self._closed = True
-            self._gathering.answered.set()
+            self._limiter.acquire_on_behalf_of_nowait(self)
+        except trio.WouldBlock:
+            self._queued.set()
+        else:
+            self._start()
 
-    async def _answer(self, batch: _Batch[K, V]) -> None:
+    def _start(self) -> None:
+        token = trio.lowlevel.current_trio_token()
+        self._in_thread = True
+
+        def finish(_outcome: object) -> None:
+            with suppress(trio.RunFinishedError):  # it was closed without waiting for the query
+                token.run_sync_soon(self._finish)
+
         try:
-            batch.found = await trio.to_thread.run_sync(self._query, list(batch.keys), limiter=self._limiter)
+            trio.lowlevel.start_thread_soon(self._answer, finish)
+        except Exception as failure:  # no thread is available
+            self._take_keys().failure = failure
+            self._finish()
+
+    def _take_keys(self) -> _Batch[K, V]:
+        with self._lock:
+            self._running, self._gathering = self._gathering, _Batch()
+            return self._running
+
+    def _answer(self) -> None:
+        """Query in the thread."""
+        batch = self._take_keys()
+        try:
+            batch.found = self._query(list(batch.keys))
             batch.failure = None
         except Exception as failure:
             # The failure goes to the lookups of this query only; the next query may succeed.
             batch.failure = failure
+
+    def _finish(self) -> None:
+        """Let the lookups of a query continue, and start the next query."""
+        self._limiter.release_on_behalf_of(self)
+        self._is_busy = self._in_thread = False
+        batch, self._running = self._running, None
+        assert batch is not None
+        batch.answered.set()
+        if self._closed:
+            self._ended.set()
+        else:
+            self.begin()
+
+    async def run(self) -> None:
+        """Serve until cancelled, and wait for a query that runs. Lookups that still wait then fail."""
+        try:
+            while True:
+                await self._queued.wait()
+                self._queued = trio.Event()
+                await self._limiter.acquire_on_behalf_of(self)
+                self._start()
         finally:
-            batch.answered.set()
+            self._closed = True
+            self._gathering.answered.set()
+            with trio.move_on_after(_CLOSE_S, shield=True):
+                if self._in_thread:
+                    await self._ended.wait()

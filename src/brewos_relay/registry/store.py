@@ -215,8 +215,10 @@ class Store:
         return self._lookups.ask(("revoked", token_id))
 
     def ask_state(self, device_id: str) -> Answer[str, StoredState]:
-        """Look up the last state of a device, unless it is too old."""
-        return self._states.ask(device_id)
+        """Look up the last state of a device, unless it is too old. The query starts at once."""
+        answer = self._states.ask(device_id)
+        self._states.begin()
+        return answer
 
     async def find_device(self, device_id: str) -> Device | None:
         """Find a device by its id. Concurrent lookups share one query."""
