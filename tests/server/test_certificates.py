@@ -26,11 +26,13 @@ from support.certificates import (
 DAY = datetime.timedelta(days=1)
 
 
-def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
+def handshake(
+    server: ssl.SSLContext, client: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> ssl.SSLObject:
     """Let both shake hands in memory; return the client's end."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     theirs = server.wrap_bio(to_server, to_client, server_side=True)
-    ours = client.wrap_bio(to_client, to_server)
+    ours = client.wrap_bio(to_client, to_server, session=session)
     for end in (ours, theirs, ours, theirs, ours):
         with suppress(ssl.SSLWantReadError):
             end.do_handshake()
@@ -38,6 +40,21 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
 
 
 # -- Loading ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_clients_resume_their_sessions_with_one_ticket(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    context, _ = load_certificate(*write_certificate(tmp_path))
+    client = client_context()
+    client.minimum_version = client.maximum_version = version
+    session = None
+    for is_resumed in (False, True, True):
+        ours = handshake(context, client, session)
+        with suppress(ssl.SSLWantReadError):
+            ours.read(1)  # with TLS 1.3, the ticket comes after the handshake
+        assert ours.session_reused is is_resumed
+        session = ours.session
+    assert context.num_tickets == 1
 
 
 @pytest.mark.parametrize("kind", ["elliptic", "RSA"])

@@ -161,6 +161,7 @@ def load_certificate(cert_path: Path, key_path: Path) -> tuple[ssl.SSLContext, C
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
+    context.num_tickets = 1  # each further one adds 14 µs to a connection; resuming one gives a new one
     try:
         context.load_cert_chain(cert_path, key_path)
     except (ssl.SSLError, OSError) as error:
