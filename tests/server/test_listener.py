@@ -22,7 +22,7 @@ from brewos_relay.registry.store import Store
 from brewos_relay.server.http import HttpSide
 from brewos_relay.vocabulary import now_ms
 from brewos_relay.wire.frames import PING_FRAME
-from brewos_relay.wire.transport import Transport
+from brewos_relay.wire.transport import WriteBatch
 from support.certificates import write_certificate
 from support.late_answers import late
 from support.process import KEY, HereServer, machine_id, serve_here, serve_process
@@ -253,13 +253,13 @@ async def test_the_101_and_the_first_messages_share_a_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[bytes] = []
-    release = Transport.release
+    leave = WriteBatch.__exit__
 
-    def noting(self: Transport) -> None:
-        sent.append(self._held or b"")
-        release(self)
+    def noting(self: WriteBatch, *exception: object) -> None:
+        sent.extend(transport._held or b"" for transport in self.held)
+        leave(self, *exception)
 
-    monkeypatch.setattr(Transport, "release", noting)
+    monkeypatch.setattr(WriteBatch, "__exit__", noting)
     async with serve_here(tmp_path) as server:
         for target, said_last in (
             (DEVICE, PING_FRAME),
