@@ -6,7 +6,8 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -562,3 +563,38 @@ async def test_many_networks_have_a_common_limit(
     for number in range(200):
         tell(refusals, 5, network=f"192.0.2.{number}")
     assert len(caplog.messages) == LINES_AT_ONCE
+
+
+async def test_connections_that_come_closely_gather_and_others_do_not_wait(
+    autojump_clock: MockClock,
+) -> None:
+    accepted_at: list[float] = []
+
+    async def answer(_incoming: IncomingConnection) -> None:
+        accepted_at.append(trio.current_time() - began_at)
+
+    began_at = trio.current_time()
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as peers:
+        listening.setblocking(False)
+
+        def connect() -> None:
+            peers.enter_context(socket.create_connection(listening.getsockname()))
+
+        async with trio.open_nursery() as nursery:
+            accept = partial(
+                accept_connections, [listening], answer, limits=LIMITS, failure="it failed", gather_s=1.0
+            )
+            nursery.start_soon(accept)
+            connect()
+            await trio.testing.wait_all_tasks_blocked()
+            assert accepted_at == [0.0]
+            connect()
+            await trio.sleep(0.5)
+            connect()
+            await trio.sleep(1.0)
+            assert accepted_at == pytest.approx([0.0, 1.0, 1.0])
+            await trio.sleep(1.6)
+            connect()
+            await trio.testing.wait_all_tasks_blocked()
+            assert accepted_at == pytest.approx([0.0, 1.0, 1.0, 3.1])
+            nursery.cancel_scope.cancel()

@@ -288,12 +288,14 @@ async def accept_connections(
     failure: str,
     write_batch: WriteBatch | None = None,
     accepting: trio.CancelScope | None = None,
+    gather_s: float = 0.0,
 ) -> None:
     """Accept connections until cancelled. Call `answer` for each, then close it unless it was released.
 
     A failure ends only its connection, and is logged with the text `failure`. `write_batch` is the
     poller's, for connections that become WebSockets. Cancelling the scope `accepting` ends the accepting:
-    another process that shares the sockets accepts instead.
+    another process that shares the sockets accepts instead. While connections come closely, they gather for
+    `gather_s` before they are accepted together.
 
     **Owns:** a task for each listening socket, and one for each connection until it is answered.
     **Ends when:** cancelled, or accepting has ended and all connections are answered.
@@ -304,7 +306,7 @@ async def accept_connections(
         with accepting or trio.CancelScope():
             async with trio.open_nursery() as acceptors:
                 for listening in sockets:
-                    acceptors.start_soon(_accept, listening, nursery, handle, backoff)
+                    acceptors.start_soon(_accept, listening, nursery, handle, backoff, gather_s)
 
 
 class _AcceptBackoff:
@@ -340,10 +342,16 @@ async def _accept(
     nursery: trio.Nursery,
     handle: Callable[[socket.socket, str, int], Awaitable[None]],
     backoff: _AcceptBackoff,
+    gather_s: float,
 ) -> None:
+    accepted_at = -math.inf
     while True:
         try:
-            await _accept_some(listening, nursery, handle)
+            await trio.lowlevel.wait_readable(listening)
+            if trio.current_time() < accepted_at + 2 * gather_s:
+                await trio.sleep(gather_s)
+            if _accept_some(listening, nursery, handle):
+                accepted_at = trio.current_time()
             backoff.end()
         except (MemoryError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _OUT_OF_RESOURCES:
@@ -351,16 +359,16 @@ async def _accept(
             await backoff.wait(error)
 
 
-async def _accept_some(
+def _accept_some(
     listening: socket.socket,
     nursery: trio.Nursery,
     handle: Callable[[socket.socket, str, int], Awaitable[None]],
-) -> None:
-    """Wait for connections and accept the waiting ones.
+) -> bool:
+    """Accept the waiting connections, up to a number. Return whether there was one.
 
     Raises MemoryError or OSError if the system is out of resources.
     """
-    await trio.lowlevel.wait_readable(listening)
+    has_accepted = False
     for _ in range(_ACCEPTS_PER_PASS):
         try:
             accepted, peer = listening.accept()
@@ -375,6 +383,8 @@ async def _accept_some(
         except MemoryError:
             accepted.close()
             raise
+        has_accepted = True
+    return has_accepted
 
 
 async def answer_connection(

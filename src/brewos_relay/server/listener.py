@@ -90,6 +90,7 @@ class Listener:
         request_limits: RequestLimits | None = None,
         pass_on: PassOn | None = None,
         on_attached: Callable[[str, str], None] | None = None,
+        gather_s: float = 0.0,
     ) -> None:
         """Serve these listening sockets.
 
@@ -97,7 +98,8 @@ class Listener:
         for a client that was upgraded to be closed with 4002. `refused` counts refusals by
         reason, and `refusals` logs them. `request_limits` are those of the HTTP side. `pass_on` may pass a
         WebSocket request to another worker of this machine. `on_attached` is called with the login session
-        and the device of each client that has one.
+        and the device of each client that has one. Connections that come closely gather for `gather_s` before
+        they are accepted.
         """
         self._sockets = list(sockets)
         self._relay = relay
@@ -114,6 +116,7 @@ class Listener:
         self._refused = refused if refused is not None else Counter()
         self._pass_on = pass_on
         self._on_attached = on_attached
+        self._gather_s = gather_s
         self._accepting = trio.CancelScope()
 
     def stop_accepting(self) -> None:
@@ -129,6 +132,7 @@ class Listener:
             write_batch=self._poller.write_batch,
             failure="a connection failed during its first request",
             accepting=self._accepting,
+            gather_s=self._gather_s,
         )
 
     async def take_passed(
