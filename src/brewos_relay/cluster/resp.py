@@ -18,7 +18,8 @@ PENDING_REPLIES: Final = 65_536
 REPLY_BYTES: Final = 16 * 1024 * 1024
 """The size of the largest reply or message that is accepted."""
 
-_READ_BYTES: Final = 256 * 1024
+_READ_BYTES: Final = 64 * 1024
+"""A larger buffer is above the threshold from which the C library maps memory for it: 12 µs for each read."""
 _JOINED_BYTES: Final = 256 * 1024
 """Messages are joined into one of about this size. Redis does nothing else while it copies one."""
 _JOINED: Final = b"j"
