@@ -44,8 +44,8 @@ from brewos_relay.vocabulary import LONG_AGO, Role, now_ms
 
 log = logging.getLogger(__name__)
 
-_CHECKS_PER_PASS: Final = 50
-"""How many sessions are checked before other tasks get their turn."""
+_CHECKS_PER_PASS: Final = 20
+"""How many sessions are checked before other tasks get their turn, which takes up to 0.2 ms."""
 
 _LINES_PER_S: Final = 5.0
 _LINES_AT_ONCE: Final = 2000.0
