@@ -1,11 +1,15 @@
 """ClusterView: devices of all instances, for admission and the API."""
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
-from brewos_relay.cluster.broker import Since
+from brewos_relay.cluster import view
+from brewos_relay.cluster.broker import Located, Since
 from brewos_relay.cluster.view import FIND_S
 from brewos_relay.core.grant import Grant
 from brewos_relay.instances import Description
@@ -63,6 +67,56 @@ async def test_nothing_is_contested_without_an_answer(autojump_clock: MockClock)
             await trio.sleep(0.1)
             broker.cut("a")  # it waits for the answer
         assert not await a.view.is_contested(DEVICE_ID)
+
+
+async def test_devices_that_come_together_share_a_question(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_instances("a") as [a]:
+        await trio.sleep(0.1)
+        asked: list[int] = []
+        connection = a.member.connection
+        assert connection is not None
+        locate, is_held = connection.locate, trio.Event()
+
+        async def counting(device_ids: Sequence[str]) -> list[Located]:
+            asked.append(len(device_ids))
+            if not is_held.is_set():
+                is_held.set()
+                await trio.sleep_forever()
+            return [Located(None, contested=found.owner is None) for found in await locate(device_ids)]
+
+        monkeypatch.setattr(connection, "locate", counting)
+        contested: list[bool] = []
+
+        async def ask(number: int) -> None:
+            contested.append(await a.view.is_contested(f"BRW-{number:08X}"))
+
+        with trio.CancelScope() as first:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, 0)
+                await is_held.wait()
+                first.cancel()
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(ask, number)
+        assert asked == [1, 5]
+        assert contested == 5 * [True]
+
+
+async def test_question_goes_on_without_the_task_that_asked_first(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_instances("a") as [a]:
+        await trio.sleep(0.1)
+        search = view._Search()
+        monkeypatch.setattr(a.view, "_search", search)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.view.is_contested, DEVICE_ID)
+            await trio.testing.wait_all_tasks_blocked()
+            began_at = trio.current_time()
+            search.done.set()  # and nothing was found
+        assert trio.current_time() == began_at
 
 
 async def test_live_devices_of_all_instances_are_merged(autojump_clock: MockClock) -> None:

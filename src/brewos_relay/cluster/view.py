@@ -27,6 +27,15 @@ _HOLD_S: Final = 5.0
 """How long a device is followed for a client that is about to come."""
 
 
+class _Search:
+    """Devices that are located together."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, None] = {}
+        self.found: dict[str, Located] = {}
+        self.done = trio.Event()
+
+
 class ClusterView:
     """The devices and clients of all instances; a `protocols.RelayView`.
 
@@ -37,6 +46,8 @@ class ClusterView:
         self._relay = relay
         self._table = table
         self._member = member
+        self._search: _Search | None = None
+        """What is asked for in this pass of the event loop."""
 
     async def find(self, device_id: str) -> None:
         """Follow a device for a client that is about to come, and wait for its state, at most `FIND_S`."""
@@ -55,8 +66,28 @@ class ClusterView:
     async def is_contested(self, device_id: str) -> bool:
         """Whether two devices on different instances use this id, so that another one has to be refused."""
         with trio.move_on_after(CONTEST_S):
-            return (await self._locate([device_id]))[0].contested
+            return (await self._locate_together(device_id)).contested
         return False
+
+    async def _locate_together(self, device_id: str) -> Located:
+        """Locate a device together with those that other tasks ask for now: all cost little more than one."""
+        search, is_first = self._search, self._search is None
+        if search is None:
+            search = self._search = _Search()
+        search.ids[device_id] = None
+        if is_first:
+            try:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                self._search = None
+                ids = list(search.ids)
+                search.found = dict(zip(ids, await self._locate(ids), strict=True))
+            finally:
+                search.done.set()
+        else:
+            await search.done.wait()
+        if (found := search.found.get(device_id)) is None:  # the task that asked for all was cancelled
+            [found] = await self._locate([device_id])
+        return found
 
     @property
     def closing(self) -> bool:
