@@ -7,11 +7,12 @@ import argparse
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
 
+from brewos_relay.core.peer import STAYS, PeerEnd
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.settings.server_limits import ServerLimits
@@ -75,6 +76,20 @@ async def _shake_hands(transport: Transport) -> bytes:
     return rest
 
 
+class _Tasks:
+    """The tasks of a connection, and its end."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self.ended = trio.Event()
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        self._nursery.start_soon(async_fn, *args)
+
+    def end_peer(self, _end: PeerEnd) -> None:
+        self.ended.set()
+
+
 async def _echo(connection: WebSocketConnection) -> None:
     """Run a connection that echoes its messages.
 
@@ -88,7 +103,9 @@ async def _echo(connection: WebSocketConnection) -> None:
 
     async with trio.open_nursery() as nursery:
         try:
-            await connection.run(nursery, receive)
+            tasks = _Tasks(nursery)
+            if await connection.run(tasks, receive) is STAYS:
+                await tasks.ended.wait()
         finally:
             await connection.aclose()
 

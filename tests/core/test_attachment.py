@@ -15,6 +15,7 @@ from brewos_relay.core.attachment import (
     RemoteDeviceAttachment,
 )
 from brewos_relay.core.grant import FULL, Grant
+from brewos_relay.core.peer import PeerEnd
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -39,7 +40,11 @@ class InNursery(PassiveSession):
 class TakingSession(PassiveSession):
     """A session that records what it takes, and from which kind of attachment."""
 
+    def end_peer(self, attachment: Attachment) -> None:
+        self.ended.append(attachment)
+
     def __init__(self) -> None:
+        self.ended: list[Attachment] = []
         self.taken: list[tuple[str, Attachment, Sequence[Message]]] = []
 
     def take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
@@ -330,3 +335,11 @@ async def test_remote_peer_that_fails_to_send_is_closed_and_the_outcome_is_unkno
     assert outcomes == ["unknown"]
     assert peer.close_code == CloseCode.INTERNAL_ERROR
     assert "no way out" in caplog.text
+
+
+async def test_peer_that_stays_tells_its_session_how_it_ended() -> None:
+    session = TakingSession()
+    attachment = Attachment(session, ScriptedPeer(), bucket=None)
+    attachment.end_peer(PeerEnd("peer", 1000))
+    assert session.ended == [attachment]
+    assert attachment.end == PeerEnd("peer", 1000)

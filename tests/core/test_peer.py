@@ -11,7 +11,7 @@ from brewos_relay.core.peer import MemoryPeer, Peer, PeerEnd, Tasks, end_details
 from brewos_relay.errors import PeerGone
 from brewos_relay.messages import Delivery, Message
 from brewos_relay.wire.connection import WebSocketConnection
-from support.peers import ScriptedPeer
+from support.peers import PeerTasks, ScriptedPeer
 
 METHODS = [Peer.run, Peer.deliver, Peer.ping, Peer.close, Peer.aclose]
 
@@ -101,7 +101,7 @@ class Running:
         return [message for one_pass in self.passes for message in one_pass]
 
     async def _run(self, nursery: trio.Nursery) -> None:
-        await self._peer.run(nursery, self._receive)
+        await self._peer.run(PeerTasks(nursery), self._receive)
         self.ended = True
 
     def _receive(self, messages: Sequence[Message]) -> float:
@@ -268,7 +268,7 @@ async def test_close_before_run_and_from_within(nursery: trio.Nursery) -> None:
         peer.close(1011, "failed")
         return 0.0
 
-    await peer.run(nursery, receive)
+    await peer.run(PeerTasks(nursery), receive)
     assert received == [ONE]
 
 

@@ -8,8 +8,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from brewos_relay.core.attachment import Attachment
-from brewos_relay.core.peer import LEFT, PeerEnd, Receive, Tasks
-from brewos_relay.core.peer_tasks import own_peer, own_peers, run_beside
+from brewos_relay.core.peer import LEFT, STAYS, PeerEnd, Receive, Tasks
+from brewos_relay.core.peer_tasks import end_peer, own_peer, own_peers, run_beside
 from brewos_relay.messages import DEVICE_ONLINE, Delivery, Message
 from support.peers import PassiveSession
 
@@ -56,6 +56,8 @@ class Owner:
         self.steps: list[str] = []
         self.nursery: trio.Nursery | None = None
         self.waiting: list[tuple[Attachment, Receive]] = []
+        self.staying: list[Attachment] | None = None
+        self.watcher: trio.lowlevel.Task | None = None
 
     def receive(self, received: Sequence[Message]) -> float:
         self.steps.append(f"received {len(received)}")
@@ -143,3 +145,96 @@ async def test_session_without_a_peer_gives_up() -> None:
     owner = Owner()
     await own_peers(owner)
     assert owner.steps == ["give up"]
+
+
+# Peers that stay without a task
+
+
+class OpenSession:
+    """A session with peers that stay; leaving the block cancels it."""
+
+    def __init__(self) -> None:
+        self.owner = Owner()
+        self.peers: list[Attachment] = []
+
+    def attach(self) -> Attachment:
+        attachment = Attachment(PassiveSession(), Peer(self.owner.steps, STAYS, None), bucket=None)
+        if self.owner.nursery is None:
+            self.owner.waiting.append((attachment, self.owner.receive))
+        else:
+            self.owner.nursery.start_soon(own_peer, self.owner, attachment, self.owner.receive)
+        return attachment
+
+    def tasks(self) -> int:
+        """How many tasks the session has besides the one that runs its nursery."""
+        assert self.owner.nursery is not None
+        return len(self.owner.nursery.child_tasks)
+
+
+@pytest.mark.parametrize("last_is_first", [True, False])
+async def test_peers_that_stay_share_one_task_and_the_last_ends_the_session(last_is_first: bool) -> None:
+    session = OpenSession()
+    owner = session.owner
+    early = [session.attach() for _ in range(2)]
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(own_peers, owner)
+            await wait_all_tasks_blocked()
+            peers = [*early, session.attach()]
+            await wait_all_tasks_blocked()
+            assert session.tasks() <= 1
+            owner.steps.clear()
+            for peer in peers if last_is_first else reversed(peers):
+                assert nursery.child_tasks
+                end_peer(owner, peer)
+                end_peer(owner, peer)  # has no effect
+                await wait_all_tasks_blocked()
+    assert owner.steps == ["detach", "aclose", "forget"] * 3
+    assert (owner.nursery, owner.watcher, owner.staying) == (None, None, None)
+
+
+async def test_cancelling_closes_peers_that_stay() -> None:
+    session = OpenSession()
+    peers = [session.attach() for _ in range(3)]
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(own_peers, session.owner)
+            await wait_all_tasks_blocked()
+            session.owner.steps.clear()
+            nursery.cancel_scope.cancel()
+    assert session.owner.steps.count("detach") == session.owner.steps.count("forget") == 3
+    end_peer(session.owner, peers[0])  # too late
+    assert session.owner.steps.count("detach") == 3
+
+
+async def test_peer_that_stays_as_the_last_one_leaves_keeps_the_session() -> None:
+    session = OpenSession()
+    first = session.attach()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(own_peers, session.owner)
+            await wait_all_tasks_blocked()
+            end_peer(session.owner, first)
+            second = session.attach()
+            await wait_all_tasks_blocked()
+            assert session.owner.staying == [second]
+            assert session.owner.watcher is not None
+            end_peer(session.owner, second)
+            closing = session.attach()
+            await wait_all_tasks_blocked()
+            assert session.owner.staying == [closing]
+            nursery.cancel_scope.cancel()
+
+
+async def test_peer_that_stays_and_ends_before_the_task_wakes_up_wakes_it_once() -> None:
+    session = OpenSession()
+    first = session.attach()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(own_peers, session.owner)
+            await wait_all_tasks_blocked()
+            end_peer(session.owner, first)
+            second = Attachment(PassiveSession(), Peer(session.owner.steps, STAYS, None), bucket=None)
+            session.owner.staying = [second]
+            end_peer(session.owner, second)
+    assert session.owner.steps.count("forget") == 2

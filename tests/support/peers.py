@@ -11,10 +11,42 @@ from typing import Any
 import msgspec
 import trio
 
-from brewos_relay.core.attachment import ClientAttachment, DeviceAttachment, RemoteDeviceAttachment
-from brewos_relay.core.peer import PeerEnd, Receive, Tasks
+from brewos_relay.core.attachment import (
+    Attachment,
+    ClientAttachment,
+    DeviceAttachment,
+    RemoteDeviceAttachment,
+)
+from brewos_relay.core.peer import STAYS, Peer, PeerEnd, Receive, Tasks
 from brewos_relay.core.remote import RemoteOutcome, TakeOutcome
 from brewos_relay.messages import Delivery, Message, encode
+
+
+class PeerTasks:
+    """The tasks of a peer in a nursery of the test."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._ended = trio.Event()
+        self.ends: list[PeerEnd] = []
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
+        self._nursery.start_soon(async_fn, *args)
+
+    def end_peer(self, end: PeerEnd) -> None:
+        self.ends.append(end)
+        self._ended.set()
+
+
+async def run_peer(peer: Peer, nursery: trio.Nursery, receive: Receive) -> PeerEnd | None:
+    """Run a peer to its end, also one that stays without a task."""
+    tasks = PeerTasks(nursery)
+    end = await peer.run(tasks, receive)
+    if end is not STAYS:
+        return end
+    await tasks._ended.wait()
+    (end,) = tasks.ends
+    return end
 
 
 class PassiveSession:
@@ -24,6 +56,9 @@ class PassiveSession:
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         raise AssertionError("nothing is to be started")
+
+    def end_peer(self, attachment: Attachment) -> None:
+        raise AssertionError("no peer is to end")
 
     def take_from_device(self, device: DeviceAttachment, received: Sequence[Message]) -> float:
         raise AssertionError("no message is to be taken")

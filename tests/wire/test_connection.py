@@ -37,7 +37,7 @@ from support.frames import (
     read_close,
     read_server_frames,
 )
-from support.peers import ScriptedPeer, ScriptedRemotePeer
+from support.peers import ScriptedPeer, ScriptedRemotePeer, run_peer
 from support.sockets import count_open_files, fill, reset, socket_pair, tcp_pair
 from support.waiting import until
 
@@ -122,7 +122,7 @@ class Session:
 
     async def own(self, receive: Receive) -> None:
         try:
-            self.end = await self.connection.run(self.nursery, receive)
+            self.end = await run_peer(self.connection, self.nursery, receive)
         finally:
             self.ran.set()
             await self.connection.aclose()
@@ -1051,7 +1051,7 @@ async def test_a_device_s_large_messages_are_read_past_and_it_is_not_closed_too_
                 + client_frame(5),
             )
             received: list[Message] = []
-            await connection.run(nursery, _keep_in(received))
+            await run_peer(connection, nursery, _keep_in(received))
             assert received == [Message(bytes(1000), False)]
             assert counters.oversized == 1
             await connection.aclose()
@@ -1077,7 +1077,7 @@ async def test_buffers_of_an_anonymous_device_are_small() -> None:
             )
             assert transport.outbox_limits == (8192, 8192)
             received: list[Message] = []
-            await connection.run(nursery, _keep_in(received))
+            await run_peer(connection, nursery, _keep_in(received))
             assert [len(message.payload) for message in received] == [4096]
             assert counters.oversized == 1
             far.close()
@@ -1094,7 +1094,7 @@ async def test_a_client_s_large_message_ends_its_connection() -> None:
                 initial=client_frame(TEXT, b"x" * 500) + client_frame(TEXT, b"x" * 501),
             )
             received: list[Message] = []
-            await connection.run(nursery, _keep_in(received))
+            await run_peer(connection, nursery, _keep_in(received))
             assert received == [Message(b"x" * 500)]
             await connection.aclose()
             assert read_close(read_server_frames(far.recv(200))[0])[0] == CloseCode.MESSAGE_TOO_BIG
@@ -1239,3 +1239,14 @@ async def test_held_connection_that_yields_is_closed_with_4002_once_its_key_is_s
             assert frames[-1].payload.startswith((4002).to_bytes(2, "big"))
             assert app.types == ["connected", "device_online", "status"], "once, and it did not go"
             assert relay.counters.received_from_devices == 1
+
+
+async def test_connection_that_does_not_run_passes_nothing_on() -> None:
+    with trio.fail_after(5), socket_pair() as (near, far):
+        async with open_poller() as poller:
+            connection = client_connection(
+                Transport(near, outbox_limit_bytes=1000), poller=poller, limits=LIMITS
+            )
+            connection.take(client_frame(TEXT, b"early"))
+            far.close()
+            await connection.aclose()

@@ -37,6 +37,9 @@ class AttachmentHost(Protocol):
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task in the session's nursery; it must not raise."""
 
+    def end_peer(self, attachment: "Attachment") -> None:
+        """Start the task that closes a peer, which stayed without one until now."""
+
     def take_from_device(self, device: "DeviceAttachment", received: Sequence[Message]) -> float:
         """Take messages of a connection of the device; return for how many seconds to pause reading."""
 
@@ -118,6 +121,11 @@ class Attachment:
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task of the peer beside its `run`; see `peer.Tasks`."""
         self.session.start_soon(run_beside, self.fail, async_fn, args)
+
+    def end_peer(self, end: PeerEnd) -> None:
+        """End the peer, which stayed without a task until now; see `peer.Tasks`."""
+        self.session.end_peer(self)
+        self.end = end
 
     def ping(self) -> None:
         """Ask the peer for a sign of life."""

@@ -72,12 +72,19 @@ Receive: TypeAlias = Callable[[Sequence[Message]], float]
 """Takes the messages that a peer sent, in order; never blocks.
 
 An empty sequence is a sign of life. The result is for how many seconds to pause reading from the peer, mostly
-0.0. It is called only while `Peer.run` runs.
+0.0. It is called only until `Peer.run` ends, or `Tasks.end_peer` was called.
 """
+
+
+STAYS: Final = PeerEnd("peer", None, "it has not ended")
+"""Not an end: `Peer.run` returns this if the peer stays without a task."""
 
 
 class Tasks(Protocol):
     """Starts the tasks of a peer that run beside its `run`; they belong to the peer's session."""
+
+    def end_peer(self, end: PeerEnd) -> None:
+        """End a peer whose `run` has returned `STAYS`; called once."""
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start `async_fn(*args)`. If it fails, this peer ends, and no other one."""
@@ -92,6 +99,9 @@ class Peer(Protocol):
 
     async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
         """Pass on what the peer sends, until it ends or `close` is called; return how it ended, if known.
+
+        A peer that needs no task returns `STAYS` at once, goes on, and calls `Tasks.end_peer` instead of
+        ending. A task is most of the memory of an idle connection.
 
         Tasks beside the reading, such as a writer, are started in `tasks`, and end with `aclose` at the
         latest.

@@ -23,7 +23,7 @@ from brewos_relay.core.history import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.peer import SHUT_DOWN, Peer, Receive
-from brewos_relay.core.peer_tasks import own_peer
+from brewos_relay.core.peer_tasks import end_peer, own_peer
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, open_bucket
 from brewos_relay.core.recording import (
@@ -82,8 +82,8 @@ class SessionHost(Protocol):
 class DeviceSession:
     """All that is live for one device: its connection, if it has one, and its clients.
 
-    **Owns:** a nursery with a task for each attached peer, and the tasks that peers start besides, run by
-    `own_peers`.
+    **Owns:** a nursery with a task for each attached peer that needs one, and the tasks that peers start
+    besides, run by `own_peers`. Its peers that need no task share one.
     **Ends when:** the last peer has ended. If it is cancelled, it closes every peer.
     """
 
@@ -96,7 +96,9 @@ class DeviceSession:
         "device_id",
         "nursery",
         "presence",
+        "staying",
         "waiting",
+        "watcher",
     )
 
     def __init__(
@@ -139,6 +141,8 @@ class DeviceSession:
         )
         self.nursery: trio.Nursery | None = None
         self.waiting: list[tuple[Attachment, Receive]] = []
+        self.staying: list[Attachment] | None = None
+        self.watcher: trio.lowlevel.Task | None = None
 
     @property
     def device(self) -> DeviceAttachment | None:
@@ -263,6 +267,10 @@ class DeviceSession:
             self.waiting.append((attachment, receive))
         else:
             self.nursery.start_soon(own_peer, self, attachment, receive, name=self.device_id)
+
+    def end_peer(self, attachment: Attachment) -> None:
+        """Start the task that closes a peer, which stayed without one until now."""
+        end_peer(self, attachment)
 
     def start_soon(self, async_fn: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task in the session's nursery; it must not raise."""

@@ -10,7 +10,7 @@ import trio
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
-from brewos_relay.core.peer import PeerEnd, Receive, Tasks
+from brewos_relay.core.peer import STAYS, PeerEnd, Receive, Tasks
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Delivery, Message
@@ -54,10 +54,6 @@ def _ignore(_messages: Sequence[Message]) -> float:
     return 0.0
 
 
-def _let_cancel(_raise_cancel: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.SUCCEEDED
-
-
 class WebSocketConnection:
     """A WebSocket after its handshake.
 
@@ -86,9 +82,9 @@ class WebSocketConnection:
         "_round_trip_s",
         "_sent_close_frame",
         "_skipped",
-        "_sleeper",
         "_small",
         "_spoke_at",
+        "_stays",
         "_stream_ending",
         "_tasks",
         "_transport",
@@ -123,7 +119,7 @@ class WebSocketConnection:
         self._gone = False
         self._closing = False
         self._sent_close_frame = False
-        self._sleeper: trio.lowlevel.Task | None = None  # `run`, while it waits for the end
+        self._stays = False  # from the end of `run` to the end of the connection
         self._pinged_at: float | None = None  # when the unanswered ping was sent
         self._round_trip_s: float | None = None
         self._small: TokenBucket | None = None  # made at the first read with many small frames
@@ -131,7 +127,7 @@ class WebSocketConnection:
         self._overdue: trio.CancelScope | None = None  # around a task, while a message is incomplete
 
     async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
-        """Pass on what the peer sends until the connection ends; see `Peer.run`."""
+        """Pass on what the peer sends; see `Peer.run`. Unless it ends at once, it stays without a task."""
         self._receive, self._tasks = receive, tasks
         transport = self._transport
         transport.owner = self
@@ -139,23 +135,22 @@ class WebSocketConnection:
             self.start_writing()
         data, self._initial = self._initial, b""
         self._poller.watch(transport.fd, self)
-        try:
-            if data:
-                self.take(data)
-            if self._ending is None:
-                # Without an Event and a CancelScope: they would be most of the memory of an idle connection.
-                self._sleeper = trio.lowlevel.current_task()
-                self._sleeper.custom_sleep_data = self  # Trio clears this when the task is to wake up
-                await trio.lowlevel.wait_task_rescheduled(_let_cancel)
-        finally:
-            self._sleeper = None
-            self._poller.unwatch(transport.fd)
-            transport.owner = None
-            if self._overdue is not None:
-                self._overdue.cancel()
-                self._overdue = None
-            self._receive, self._tasks = _ignore, None  # they refer to this connection
-        return self._end()
+        if data:
+            self.take(data)
+        if self._ending is not None:
+            return self._end()
+        self._stays = True
+        return STAYS
+
+    def _stop(self) -> None:
+        """Read no more. What refers to this connection would keep it in memory."""
+        self._stays = False
+        self._poller.unwatch(self._transport.fd)
+        self._transport.owner = None
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        self._receive, self._tasks = _ignore, None
 
     def _end(self) -> PeerEnd:
         ending = self._ending
@@ -165,14 +160,11 @@ class WebSocketConnection:
         return PeerEnd("peer" if ending.by_peer else "relay", ending.code, ending.reason, self._round_trip_s)
 
     def _wake(self) -> None:
-        """Let `run` end."""
-        if (sleeper := self._sleeping_task()) is not None:
-            trio.lowlevel.reschedule(sleeper)
-
-    def _sleeping_task(self) -> trio.lowlevel.Task | None:
-        """Return the task of `run` while it waits for the end, and is neither woken nor cancelled."""
-        sleeper = self._sleeper
-        return sleeper if sleeper is not None and sleeper.custom_sleep_data is self else None
+        """Let the session end this connection."""
+        if self._stays:
+            assert self._tasks is not None
+            self._tasks.end_peer(self._end())
+            self._stays = False
 
     def _read_first(self) -> bytes | None:
         """Read until there are bytes for the first time, which proves that the peer has its 101."""
@@ -266,7 +258,7 @@ class WebSocketConnection:
 
     async def _resume_reading(self, pause_s: float) -> None:
         await trio.sleep(pause_s)
-        if self._sleeping_task() is not None:
+        if self._stays:
             self._poller.watch(self._transport.fd, self)
 
     async def _wait_for_message(self, overdue: trio.CancelScope) -> None:
@@ -331,6 +323,7 @@ class WebSocketConnection:
         This takes at most the rest of `Limits.longest_hold_s`, and `close_s`, cancelled or not.
         """
         transport = self._transport
+        self._stop()
         if transport.closed:
             await trio.lowlevel.checkpoint()
             return
