@@ -93,6 +93,10 @@ class ConnectionRates:
         rate_per_s = relay.limits.admit_rate * _SHARE_OF_FAILURES
         self._failing = TokenBuckets(rate_per_s=rate_per_s, burst=max(1.0, rate_per_s), kept=_FAILING_KEPT)
 
+    @property
+    def _has_limit(self) -> bool:
+        return self._relay.limits.admit_rate > 0
+
     def refuse_failing(self, network: str) -> None:
         """Refuse a network with too many failed attempts, which would use up the rate of all others."""
         if not self._failing:
@@ -109,14 +113,18 @@ class ConnectionRates:
 
     def refuse_repeating_device(self, device_id: str) -> None:
         """Refuse a device that connects more often than its budget allows."""
-        _refuse_repeating(self._peers.of_device(device_id))
+        if self._has_limit:
+            _refuse_repeating(self._peers.of_device(device_id))
 
     def refuse_repeating_client(self, user_id: str | None, device_id: str, *, by_token: bool) -> None:
         """Refuse a client that connects more often than the budget of its user or device allows."""
-        _refuse_repeating(self._peers.of_client(user_id, device_id, by_token=by_token))
+        if self._has_limit:
+            _refuse_repeating(self._peers.of_client(user_id, device_id, by_token=by_token))
 
     def admit(self, network: str) -> None:
         """Take one connection from the rate of the whole relay."""
+        if not self._has_limit:
+            return
         if not self._relay.admits(reserve=self._networks.reserve(network)):
             raise Denied(
                 "too_many_connections", 503, "too many connections at once", headers={"Retry-After": "5"}
@@ -125,7 +133,7 @@ class ConnectionRates:
 
     def count_failure(self, network: str) -> None:
         """Count a failed attempt of a network. Attempts of admitted peers are never counted."""
-        if self._relay.limits.admit_rate > 0:
+        if self._has_limit:
             now = trio.current_time()
             self._failing.use(network, now).take(1, now)
             for name, share in wider_networks(network):
@@ -133,11 +141,13 @@ class ConnectionRates:
 
     def count_device(self, device_id: str) -> None:
         """Count a device that was admitted."""
-        self._peers.of_device(device_id).count()
+        if self._has_limit:
+            self._peers.of_device(device_id).count()
 
     def count_client(self, device_id: str, grant: Grant) -> None:
         """Count a client that was admitted."""
-        self._peers.of_client(grant.user_id, device_id, by_token=grant.by_token).count()
+        if self._has_limit:
+            self._peers.of_client(grant.user_id, device_id, by_token=grant.by_token).count()
 
 
 def _refuse_repeating(budget: Budget) -> None:
