@@ -82,9 +82,18 @@ def test_api_makes_no_write_without_an_authority_or_a_reason() -> None:
         assert list(calls(path, "write")) == [], path
         seen |= {argument.rpartition(".")[2] for argument in calls(path, "write_anonymous")}
     assert seen == anonymous
-    # A machine has no account: the transaction checks the key that it connects with.
-    in_server = [name for path in (package / "server").rglob("*.py") for name in calls(path, "write")]
-    assert sorted(in_server) == ["confirm_key", "connected_with_other_key", "use_next_key"]
+    # A machine has no account: the transaction checks the key that it connects with. The others are records
+    # of the server itself: its key for push services, what it has sent, and which subscriptions failed.
+    in_server = {name for path in (package / "server").rglob("*.py") for name in calls(path, "write")}
+    records = {
+        "keep_server_key",
+        "claim_notification",
+        "record_failure",
+        "record_success",
+        "remove_subscription",
+    }
+    keys = {"confirm_key", "connected_with_other_key", "use_next_key"}
+    assert in_server == keys | {f"push.{name}" for name in records}
 
 
 def test_api_gets_no_store_that_writes_without_an_authority() -> None:

@@ -22,6 +22,7 @@
 #   messages      messages of devices, clients and the relay     errors  exceptions and close codes
 #   dialect       what the relay knows of BrewOS messages, and of those of other devices
 #   raw_fields    a lenient decoder for messages that msgspec refuses
+#   notifications the kinds of notifications about a machine
 #   texts         which characters a name may have
 #   vocabulary    roles, device ids and keys, wall-clock times: shared by all layers
 #   networks      networks around an address, for limits and quotas

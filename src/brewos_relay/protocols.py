@@ -67,6 +67,22 @@ class SharedBudgets(Protocol):
         ...
 
 
+class Notifier(Protocol):
+    """Sends notifications to the users of devices."""
+
+    async def public_key(self) -> str:
+        """Return the public key by which push services recognize this server. Raises RegistryError."""
+        ...
+
+    def notify(self, device_id: str, kind: str, *, message: str = "") -> None:
+        """Notify the users of a device soon, if they want this kind and were not told recently."""
+        ...
+
+    def watch(self, device_ids: Sequence[str]) -> None:
+        """Watch devices that have a subscription now."""
+        ...
+
+
 class Registry(Protocol):
     """The registry. Each write has an authority, or is listed in `authority.ANONYMOUS_WRITES`."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import msgspec
 import pytest
 import trio
 
@@ -438,24 +439,21 @@ async def test_rows_16_to_19_logs(tmp_path: Path) -> None:
         assert (log.status, log.response.body) == (200, b"")
 
 
-# Rows 20 to 26: not implemented
+async def test_row_25_firmware_releases(tmp_path: Path) -> None:
+    releases = tmp_path / "releases"
+    releases.mkdir()
+    (releases / "all.json").write_bytes(msgspec.json.encode([{"tag_name": "v0.9.0", "prerelease": False}]))
+    async with serve_here(tmp_path, settings={"firmware_releases": str(releases)}) as server:
+        told = await ask(server, "GET", "/api/firmware/releases")
+        assert [each["tag_name"] for each in told.content] == ["v0.9.0"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/api/push/vapid-key"),
-        ("POST", "/api/push/subscribe"),
-        ("POST", "/api/push/unsubscribe"),
-        ("GET", "/api/push/preferences"),
-        ("POST", "/api/push/preferences"),
-        ("GET", "/api/stats/extended"),
-        ("POST", "/api/push/notify"),
-    ],
-)
-async def test_rows_20_to_26_are_a_404_in_json(tmp_path: Path, method: str, path: str) -> None:
+# Row 26: not implemented
+
+
+async def test_row_26_is_a_404_in_json(tmp_path: Path) -> None:
     async with serve_here(tmp_path) as server:
-        check_refusal(await ask(server, method, path, {}), 404)
+        check_refusal(await ask(server, "GET", "/api/stats/extended"), 404)
 
 
 # All endpoints

@@ -559,3 +559,15 @@ async def test_history_is_kept_while_a_device_with_users_is_connected_here() -> 
     assert (await kept())[-2:] == [6, None], "its users may change while it has the same key"
     presence.forget_state(key_ended=True)
     assert await kept() == []
+
+
+async def test_kept_log_lines_go_with_a_change_of_users(presence: Presence) -> None:
+    presence.arrive(device := connection())
+    presence.present, presence.arriving = device, None
+    update(presence.snapshot, encode({"type": "log_config", "enabled": True}))
+    update(presence.snapshot, encode({"type": "log", "message": "Pump on"}))
+    log = presence.snapshot.log
+    assert log is not None
+    assert len(log.lines()) == 1
+    presence.forget_state()
+    assert (log.lines(), log.config.enabled) == ([], True)

@@ -607,6 +607,7 @@ async def test_log_of_a_device_is_kept_for_a_while_after_it_went() -> None:
         device.say({"type": "log_config", "enabled": True})
         device.say({"type": "log", "message": "Pump on"})
         await wait_all_tasks_blocked()
+        assert relay.known_fields(ONE, ("status",), {"seq"}) == {"seq": b"1"}
         log = relay.log_of(ONE)
         assert log is not None
         assert len(log.lines()) == 1

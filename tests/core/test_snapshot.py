@@ -784,3 +784,22 @@ async def test_history_takes_over_merged_and_replaced_changes_unchanged(autojump
     found = await histories.read("BRW-00000001", seconds=60.0)
     assert found is not None
     assert found.values["pressure"][-2:] == [6, None]
+
+
+def test_fields_of_several_messages_are_read_without_decoding_them() -> None:
+    snapshot = Snapshot(BREWOS)
+    names = {"machine", "state", "water"}
+    assert snapshot.known_fields(("pico_status", "status"), names) == {}
+    update(snapshot, encode({"type": "pico_status", "state": "idle", "water": 1}))
+    update(
+        snapshot, Message(b'{"type":"status","seq":1,"machine":{ "state":"on" },"temps":{}}', is_text=True)
+    )
+    update(snapshot, Message(b'{"type":"status_delta","seq":2,"water":{"tankLevel":"low"}}', is_text=True))
+    assert snapshot.known_fields(("pico_status", "status"), names) == {
+        "state": b'"idle"',
+        "machine": b'{ "state":"on" }',
+        "water": b'{"tankLevel":"low"}',
+    }
+    assert snapshot.known_fields(("pico_status",), names) == {"state": b'"idle"', "water": b"1"}
+    neutral = Snapshot(NEUTRAL)
+    assert neutral.known_fields(("status",), names) == {}

@@ -43,6 +43,10 @@ def test_rows_are_deleted_with_their_parents() -> None:
         ("redeemed_invites", "user_id"),
         ("notices", "user_id"),
         ("refresh_tokens", "session_id"),
+        ("push_subscriptions", "session_id"),
+        ("push_devices", "subscription_id"),
+        ("push_preferences", "user_id"),
+        ("push_sent", "device_id"),
     }
     assert set(belonging.values()) == {"CASCADE"}
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -8,7 +9,7 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.errors import IdentityRejected, SettingsError
-from brewos_relay.server.from_settings import account_rules
+from brewos_relay.server.from_settings import account_rules, push_contact
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.settings import Settings
 from support.issuer import DISCOVERY_PATH, IssuerKey, open_issuer
@@ -135,3 +136,16 @@ def test_a_secret_that_is_a_key(tmp_path: Path) -> None:
 def test_no_key_at_all() -> None:
     with pytest.raises(SettingsError, match="JWT_SECRET is not set"):
         read_key_ring(Settings())
+
+
+@pytest.mark.parametrize(
+    ("changed", "contact"),
+    [
+        ({}, None),
+        ({"public_url": "http://relay.home"}, None),
+        ({"public_url": "https://relay.example"}, "https://relay.example"),
+        ({"public_url": "https://relay.example", "push_contact": "mailto:a@b.org"}, "mailto:a@b.org"),
+    ],
+)
+def test_push_services_get_the_address_of_the_operator(changed: dict[str, Any], contact: str | None) -> None:
+    assert push_contact(Settings(**changed)) == contact

@@ -114,6 +114,17 @@ def test_an_issuer_is_returned_unchanged(text: str) -> None:
     assert parsing.parse_secure_url(f"{text}?a=b") == f"{text}?a=b"
 
 
+@pytest.mark.parametrize("text", ["mailto:ada@example.com", "https://relay.example/contact"])
+def test_contact_is_returned_unchanged(text: str) -> None:
+    assert parsing.parse_contact(text) == text
+
+
+@pytest.mark.parametrize("text", ["ada@example.com", "mailto:ada", "mailto:@x.y", "mailto:a@b", "http://a.b"])
+def test_invalid_contacts_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^mailto: with an e-mail address"):
+        parsing.parse_contact(text)
+
+
 @pytest.mark.parametrize("text", ["https://api.example/list?a=b", "releases", "/srv/releases"])
 def test_source_of_releases_is_returned_unchanged(text: str) -> None:
     assert parsing.parse_releases(text) == text

@@ -91,6 +91,23 @@ class PlainRelay:
         return self.outcome
 
 
+@dataclass
+class PlainNotifier:
+    """Takes notifications and sends none."""
+
+    notified: list[tuple[str, str, str]] = field(default_factory=list)
+    watched: list[str] = field(default_factory=list)
+
+    async def public_key(self) -> str:
+        return "the public key"
+
+    def notify(self, device_id: str, kind: str, *, message: str = "") -> None:
+        self.notified.append((device_id, kind, message))
+
+    def watch(self, device_ids: Sequence[str]) -> None:
+        self.watched += device_ids
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int
@@ -107,12 +124,19 @@ class Household:
     """An API under test; made by `open_household`."""
 
     def __init__(
-        self, app: QuartTrio, *, store: Store, relay: PlainRelay, request_limits: RequestLimits
+        self,
+        app: QuartTrio,
+        *,
+        store: Store,
+        relay: PlainRelay,
+        request_limits: RequestLimits,
+        notifier: PlainNotifier,
     ) -> None:
         self.app = app
         self.store = store
         self.relay = relay
         self.request_limits = request_limits
+        self.notifier = notifier
         self.keys = KeyRing([SECRET])
         self._signed_in: set[str] = set()
 
@@ -202,7 +226,7 @@ async def open_household(
 ) -> AsyncIterator[Household]:
     """Open a registry and its API. MACHINE and SECOND belong to Ada; STRANGE has no users."""
     request_limits = request_limits or RequestLimits()
-    relay = PlainRelay()
+    relay, notifier = PlainRelay(), PlainNotifier()
     async with AsyncExitStack() as stack:
         if url is None and new_databases:
             url = stack.enter_context(new_databases[-1]())
@@ -227,5 +251,6 @@ async def open_household(
             lines=lines,
             survey=survey,
             local_ca=local_ca,
+            notifier=notifier,
         )
-        yield Household(app, store=store, relay=relay, request_limits=request_limits)
+        yield Household(app, store=store, relay=relay, request_limits=request_limits, notifier=notifier)

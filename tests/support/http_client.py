@@ -26,12 +26,18 @@ async def ask(
     content_type: str = "application/json",
     host: str = "relay.example",
     forwarded_for: str | None = None,
+    cookie: str | None = None,
+    device_key: str | None = None,
 ) -> Told:
     """Send a request over a connection of its own. Bytes go out as they are, everything else as JSON."""
     data = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
     if forwarded_for is not None:
         lines.append(f"X-Forwarded-For: {forwarded_for}")
+    if cookie is not None:
+        lines.append(f"Cookie: {cookie}")
+    if device_key is not None:
+        lines.append(f"X-Device-Key: {device_key}")
     if token is not None:
         lines.append(f"Authorization: Bearer {token}")
     if method != "GET":

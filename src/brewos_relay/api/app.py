@@ -13,6 +13,7 @@ from brewos_relay.api.activity import ActivityRoutes, NoticeRoutes
 from brewos_relay.api.admin_accounts import AdminAccountRoutes
 from brewos_relay.api.admin_devices import AdminDeviceRoutes
 from brewos_relay.api.admin_instances import AdminInstanceRoutes, SurveyInstances, no_instances
+from brewos_relay.api.app_cookie import AppAuthenticator
 from brewos_relay.api.authentication import Authenticator, current_caller, store_caller
 from brewos_relay.api.browser_security import CrossSiteCheck, SecurityHeaders
 from brewos_relay.api.device_access import DeviceIdConverter
@@ -27,6 +28,7 @@ from brewos_relay.api.openapi import openapi_blueprint
 from brewos_relay.api.pairing import PairingRoutes
 from brewos_relay.api.passwords import PasswordCheck, PasswordRoutes
 from brewos_relay.api.payloads import SegmentConverter, is_api_path
+from brewos_relay.api.push import PushRoutes
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.api.server_info import Degraded, HealthRoutes, InfoRoutes, Problems
 from brewos_relay.api.sharing import SharingRoutes
@@ -36,7 +38,7 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.networks import network_of
-from brewos_relay.protocols import Registry, RelayView
+from brewos_relay.protocols import Notifier, Registry, RelayView
 from brewos_relay.telemetry.measurements import RequestCounters
 
 _BODY_S: Final = 30
@@ -60,6 +62,7 @@ def create_app(
     degraded: Degraded = tuple,
     survey: SurveyInstances = no_instances,
     find_releases: FindReleases = no_releases,
+    notifier: Notifier | None = None,
     metrics: MetricsPage | None = None,
     local_ca: FindCa = no_ca,
     counters: RequestCounters | None = None,
@@ -75,6 +78,7 @@ def create_app(
     - `problems` and `degraded` are listed by /readyz.
     - `survey` asks all instances of a cluster.
     - `find_releases` returns the firmware releases.
+    - `notifier` sends notifications; None switches them off.
     - `metrics` is the page at /metrics; None for no such page.
     - `local_ca` returns the certificate that users can install, for /ca; None for no such page.
     - `counters` count refused requests by reason.
@@ -118,6 +122,12 @@ def create_app(
         ).blueprint(),
         LogRoutes(relay=relay, store=store, authenticator=authenticator).blueprint(),
         ActivityRoutes(store=store, authenticator=authenticator).blueprint(),
+        PushRoutes(
+            store=store,
+            authenticator=AppAuthenticator(keys=keys, store=store, authenticator=authenticator),
+            request_limits=request_limits,
+            notifier=notifier,
+        ).blueprint(),
         FirmwareRoutes(find_releases=find_releases).blueprint(),
         # Administration of the server.
         AdminAccountRoutes(store=store, authenticator=authenticator, proxy_trust=proxy_trust).blueprint(),

@@ -65,7 +65,7 @@ class SecurityHeaders:
         if is_api:
             # A service worker that caches in spite of no-store must not serve it to another user.
             headers["Cache-Control"] = "no-store"
-            headers["Vary"] = "Authorization"
+            headers.setdefault("Vary", "Authorization")
         return response
 
 

@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from brewos_relay.api.authentication import admin_required, may_log
 from brewos_relay.api.device_access import device_not_found, role_too_low
-from brewos_relay.api.payloads import Refused, as_sentence, error_answer, is_api_path
+from brewos_relay.api.payloads import Refused, as_sentence, error_answer, is_api_path, token_rejected
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.errors import (
     DeviceUnknown,
@@ -75,7 +75,7 @@ def _refusal_answer(refusal: Refused) -> Response:
 
 
 async def _token_rejected(problem: TokenRejected) -> Response:
-    return error_answer(as_sentence(problem), status=401, headers={"WWW-Authenticate": "Bearer"})
+    return token_rejected(problem)
 
 
 def _no_registry(problem: RegistryError) -> Response:

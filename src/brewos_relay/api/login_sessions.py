@@ -10,6 +10,7 @@ import msgspec
 from quart import Blueprint, Request, Response, request
 
 from brewos_relay.api.account_rules import AccountRules
+from brewos_relay.api.app_cookie import clear_cookie, set_cookie
 from brewos_relay.api.authentication import Authenticator, current_caller
 from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.payloads import (
@@ -21,10 +22,12 @@ from brewos_relay.api.payloads import (
     cursor_of,
     json_answer,
     query_of,
+    token_rejected,
 )
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.auth.secrets import derive_token, generate_salt, generate_secret_token, hash_secret
 from brewos_relay.auth.tokens import KeyRing
+from brewos_relay.errors import TokenRejected
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry import accounts as registered
@@ -106,7 +109,19 @@ class LoginSessions:
         self._keys = keys
         self._accounts = accounts
 
-    async def start(self, user: User, request: Request, *, password_hash: str | None = None) -> SessionTokens:
+    def answer(self, started: "StartedSession") -> Response:
+        """Make the answer with the tokens of a session, and with its app cookie."""
+        return set_cookie(
+            json_answer(started.tokens),
+            self._keys,
+            session_id=started.session_id,
+            user_id=started.tokens.user.id,
+            ttl_s=self._accounts.refresh_ttl_s,
+        )
+
+    async def start(
+        self, user: User, request: Request, *, password_hash: str | None = None
+    ) -> "StartedSession":
         """Start a session for a user who has just authenticated.
 
         `password_hash` is the hash of the password that was used. Raises TokenRejected if the password has
@@ -129,7 +144,7 @@ class LoginSessions:
         person = Person(user.id, user.email, user.name or "", user.picture_url)
         return self._tokens(person, session_id, refresh_token)
 
-    async def refresh_tokens(self, refresh_token: str) -> SessionTokens | None:
+    async def refresh_tokens(self, refresh_token: str) -> "StartedSession | None":
         """Exchange a refresh token for new tokens. Return None if it is not valid. Raises RegistryError."""
         salt = generate_salt()
         at_ms = now_ms()
@@ -156,7 +171,7 @@ class LoginSessions:
         person = Person(session.user_id, session.email, session.name or "", session.picture_url)
         return self._tokens(person, session.id, derive_token(refresh_token, outcome.salt))
 
-    def _tokens(self, person: Person, session_id: str, refresh_token: str) -> SessionTokens:
+    def _tokens(self, person: Person, session_id: str, refresh_token: str) -> "StartedSession":
         now_s = int(time.time())
         access_token = self._keys.issue(
             user_id=person.id,
@@ -166,7 +181,16 @@ class LoginSessions:
             session_id=session_id,
         )
         expires_at_ms = (now_s + self._accounts.access_ttl_s) * 1000
-        return SessionTokens(access_token, refresh_token, expires_at_ms, person)
+        tokens = SessionTokens(access_token, refresh_token, expires_at_ms, person)
+        return StartedSession(session_id, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class StartedSession:
+    """A session that was started or renewed, and its tokens."""
+
+    session_id: str
+    tokens: SessionTokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,19 +232,23 @@ class LoginSessionRoutes:
             tokens = await self.login_sessions.refresh_tokens(body.refresh_token)
         if tokens is None:
             raise Refused("The session has ended. Sign in again.", status=401)
-        return json_answer(tokens)
+        return self.login_sessions.answer(tokens)
 
     @described(
         "Sign out: end the session of the token. It is no error if the session has ended already",
         answer=Ended,
     )
     async def logout(self) -> Response:
-        session_id, user_id = self.authenticator.session_of(request)
+        try:
+            session_id, user_id = self.authenticator.session_of(request)
+        except TokenRejected as problem:
+            # The app forgets its session anyway, so its cookie must not stay.
+            return clear_cookie(token_rejected(problem))
         ended = session_id is not None and await self.store.write_anonymous(
             login_sessions.end_session, session_id, user_id=user_id, now_ms=now_ms()
         )
         await self.store.catch_up(ends_only=True)
-        return json_answer(Ended(int(ended)))
+        return clear_cookie(json_answer(Ended(int(ended))))
 
     @described("End all of your sessions", answer=Ended)
     async def logout_all(self) -> Response:
@@ -229,7 +257,7 @@ class LoginSessionRoutes:
             Authority(requester.principal), login_sessions.end_sessions, requester.user_id, now_ms=now_ms()
         )
         await self.store.catch_up(ends_only=True)
-        return json_answer(Ended(ended))
+        return clear_cookie(json_answer(Ended(ended)))
 
     @described("List your sessions", answer=SessionList, query=PageQuery)
     async def list_sessions(self) -> Response:

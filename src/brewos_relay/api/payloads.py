@@ -8,6 +8,7 @@ import msgspec
 from quart import Request, Response, current_app
 from werkzeug.routing import BaseConverter
 
+from brewos_relay.errors import TokenRejected
 from brewos_relay.texts import is_name
 
 API_VERSION: Final = 1
@@ -56,6 +57,11 @@ def as_sentence(problem: Exception) -> str:
     """Write the text of an exception as a sentence, for an error answer."""
     text = str(problem)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def token_rejected(problem: TokenRejected) -> Response:
+    """Make the answer to a request whose token or cookie was rejected."""
+    return error_answer(as_sentence(problem), status=401, headers={"WWW-Authenticate": "Bearer"})
 
 
 class SegmentConverter(BaseConverter):

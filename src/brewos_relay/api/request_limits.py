@@ -170,7 +170,7 @@ def _in_words(wait_s: int) -> str:
 
 
 _HEALTH: Final = frozenset({"/api/health", "/livez", "/readyz", "/metrics"})
-_OWN: Final = frozenset({"requests", "pages", "health"})
+_OWN: Final = frozenset({"requests", "pages", "health", "push_changes", "push_reports"})
 """Limits that are not shared between instances."""
 _REGISTER: Final = "/api/devices/register-claim"
 """Registration of devices, which has its own limits."""
@@ -209,6 +209,9 @@ class RequestLimits:
         self.pairings_by_user = RequestLimit("attempts to pair", burst=10, each_minute=6)
         self.pairings_by_address = RequestLimit("attempts to pair", burst=40, each_minute=20, by_network=True)
         self.shares_by_user = RequestLimit("invitations", burst=20, each_minute=6)
+        # By user: subscriptions and preferences. By device and network: reports of machines.
+        self.push_changes = RequestLimit("changes of notifications", burst=30, each_minute=10)
+        self.push_reports = RequestLimit("reports of this machine", burst=10, each_minute=6, by_network=True)
         # By device and address first. So a client that keeps registering the id of another machine uses up
         # neither the budget of its neighbours nor, from another address, that of the machine.
         self.register_by_device = RequestLimit("registrations", burst=10, each_minute=6)

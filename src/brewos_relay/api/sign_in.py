@@ -14,7 +14,7 @@ from brewos_relay.api.authentication import current_caller, may_log
 from brewos_relay.api.login_sessions import LoginSessions, SessionTokens
 from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.passwords import PasswordCheck
-from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of, json_answer
+from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of
 from brewos_relay.api.request_limits import Attempt, RequestLimits
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.core.rate_limits import LogLineLimits
@@ -106,7 +106,8 @@ class SignInRoutes:
         return await self._start_session(user)
 
     async def _start_session(self, user: User, *, password_hash: str | None = None) -> Response:
-        return json_answer(await self.login_sessions.start(user, request, password_hash=password_hash))
+        started = await self.login_sessions.start(user, request, password_hash=password_hash)
+        return self.login_sessions.answer(started)
 
     def _attempt(self) -> AbstractAsyncContextManager[Attempt]:
         """Count an attempt to sign in, unless it ends with a 503."""

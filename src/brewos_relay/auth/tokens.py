@@ -4,7 +4,7 @@ import json
 import re
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -113,15 +113,22 @@ class KeyRing:
 
     def verify(self, token: str) -> TokenClaims:
         """Verify a token. Raises TokenRejected if it is malformed, forged, expired or incomplete."""
+        # PyJWT verifies the signature only: it would accept claims of wrong types.
+        return _read_content(self.open(token))
+
+    def sign(self, content: Mapping[str, object]) -> str:
+        """Sign content of another kind than token claims, for `open`."""
+        return self._signing.sign(json.dumps(content, separators=(",", ":")).encode())
+
+    def open(self, token: str) -> bytes:
+        """Return the content of a token that one of the keys signed. Raises TokenRejected."""
         if len(token) > MAX_TOKEN_CHARS:
             raise TokenRejected(f"the token is longer than {MAX_TOKEN_CHARS} characters")
         try:
-            payload = self._open(token)
+            return self._open(token)
         # A lone surrogate or deeply nested JSON may raise other errors than PyJWT's own.
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise TokenRejected("the token is malformed") from None
-        # PyJWT verifies the signature only: it would accept claims of wrong types.
-        return _read_content(payload)
 
     def _open(self, token: str) -> bytes:
         """Return the payload of a token that one of the keys signed.

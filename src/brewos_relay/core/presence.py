@@ -253,9 +253,12 @@ class Presence:
     def forget_state(self, *, key_ended: bool = False) -> None:
         """Forget the state of an absent device, for example because it has another user now.
 
+        The kept log lines go in any case: they are of the past, which a new user must not see.
         With `key_ended`, also that of a device on another instance when its connection ends: that instance
         decides whether it has the key.
         """
+        if self.snapshot.log is not None:
+            self.snapshot.log.clear()
         if self.present is None:
             self._clear()
             if key_ended and self._histories is not None:

@@ -454,6 +454,10 @@ class Relay:
         """Return what a device reported about itself, as far as it is known."""
         return self._snapshot(device_id).info()
 
+    def known_fields(self, device_id: str, types: Sequence[str], names: Collection[str]) -> dict[str, bytes]:
+        """Return fields of the known messages of a device; see `Snapshot.known_fields`."""
+        return self._snapshot(device_id).known_fields(types, names)
+
     def log_of(self, device_id: str) -> DeviceLog | None:
         """Return the log of a device; None if the device has not sent its log settings."""
         return self._snapshot(device_id).log

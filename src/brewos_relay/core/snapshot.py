@@ -5,7 +5,7 @@ attached all the time. Messages are merged only when the state is needed: for a 
 relay only keeps its last few messages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -256,6 +256,21 @@ class Snapshot:
             known[self._dialect.state] = status
         contents = {name: readable_content(message) for name, message in known.items()}
         return {name: content for name, content in contents.items() if content is not None}
+
+    def known_fields(self, types: Sequence[str], names: Collection[str]) -> dict[str, bytes]:
+        """Return fields of the known messages of these types as the device wrote them; later types win.
+
+        Each value is in the encoding of its message. No other field is decoded.
+        """
+        known = dict(self._others)
+        if self._dialect.state is not None and (status := self.whole_status()) is not None:
+            known[self._dialect.state] = status
+        found: dict[str, bytes] = {}
+        for message in (known[each] for each in types if each in known):
+            for name, value in fields_of(message).items():
+                if isinstance(name, str) and name in names:
+                    found[name] = bytes(value)
+        return found
 
     # Other instances
 

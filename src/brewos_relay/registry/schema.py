@@ -270,6 +270,66 @@ shots = Table(
     sqlite_autoincrement=True,
 )
 
+# One row: the private key by which push services recognize the servers. All instances need the same.
+push_keys = Table(
+    "push_keys",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("private_key", LargeBinary(32), nullable=False),
+)
+
+# Browsers that get notifications. A subscription ends with the login session in which it was made. The id is
+# SHA-256 of the endpoint. With row ids: rows are large.
+push_subscriptions = Table(
+    "push_subscriptions",
+    metadata,
+    Column("id", LargeBinary(32), primary_key=True),
+    Column(
+        "session_id", String(32), ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("user_id", String(32), nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("p256dh", LargeBinary(65), nullable=False),
+    Column("auth", LargeBinary(16), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    # How often the push service failed in a row, and until when it is not asked again.
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("retry_at_ms", BigInteger, nullable=False, server_default=text("0")),
+    Index("push_subscriptions_by_user", "user_id"),
+)
+
+# The devices that a subscription is for; access is checked when a notification is sent.
+push_devices = Table(
+    "push_devices",
+    metadata,
+    Column(
+        "subscription_id",
+        LargeBinary(32),
+        ForeignKey("push_subscriptions.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("device_id", String(12), primary_key=True),
+    Index("push_devices_by_device", "device_id"),
+)
+
+# The preferences that users have set.
+push_preferences = Table(
+    "push_preferences",
+    metadata,
+    Column("user_id", String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("wanted", Boolean, nullable=False),
+)
+
+# When the last notification of a kind was sent about a device, so that it is sent once.
+push_sent = Table(
+    "push_sent",
+    metadata,
+    Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+)
+
 activity = Table(
     "activity",
     metadata,

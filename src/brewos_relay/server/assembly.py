@@ -33,6 +33,7 @@ from brewos_relay.server.from_settings import (
     https_port,
     is_own_host,
     published_ca,
+    push_contact,
     read_certificate,
     warn_of_command_lists,
 )
@@ -45,6 +46,8 @@ from brewos_relay.server.listener import Listener
 from brewos_relay.server.metrics_port import MetricsPort
 from brewos_relay.server.persistence import ActivityRecorder, StateKeeper
 from brewos_relay.server.process import give_memory_back
+from brewos_relay.server.push_sender import PushSender
+from brewos_relay.server.push_watcher import PushWatcher
 from brewos_relay.server.redirect import Redirect
 from brewos_relay.server.sockets import ListeningSockets, open_sockets
 from brewos_relay.server.supervision import keep_running
@@ -107,6 +110,7 @@ class _Parts:
     instance: str
     joined: Joined
     firmware: FirmwareReleases
+    push: PushSender | None
     late: LoopLag = field(default_factory=LoopLag)
     requests: RequestCounters = field(default_factory=RequestCounters)
     handshakes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -194,6 +198,7 @@ async def open_server(
                 joined=joined,
                 request_limits=RequestLimits(joined.budgets),
                 firmware=FirmwareReleases(settings.firmware_releases, outbound),
+                push=PushSender(store, outbound, contact=push_contact(settings)) if settings.push else None,
             )
             async with _open_ports(parts) as (listening, listener):
                 listening.start_soon(
@@ -236,6 +241,16 @@ async def _open_ports(parts: _Parts) -> AsyncIterator[tuple[trio.Nursery, Listen
         listening.start_soon(keep_running, "returning memory to the system", give_memory_back)
         listening.start_soon(keep_running, "watching the storage", parts.storage.run)
         listening.start_soon(keep_running, "reading the firmware releases", parts.firmware.run)
+        if parts.push is not None:
+            watcher = PushWatcher(
+                parts.relay,
+                parts.joined.view,
+                parts.store,
+                parts.push,
+                offline_s=settings.push_offline_s,
+            )
+            listening.start_soon(keep_running, "sending notifications", parts.push.run)
+            listening.start_soon(keep_running, "watching machines for notifications", watcher.run)
         if parts.handover is not None:
             handover = parts.handover
             listening.start_soon(handover.run, listener.take_passed)
@@ -311,6 +326,7 @@ def _app_of(parts: _Parts, render: Callable[[], Awaitable[bytes]]) -> QuartTrio:
         problems=ReadinessCheck(relay=relay, store=store, tls=parts.tls).problems,
         survey=parts.joined.survey,
         find_releases=parts.firmware.releases,
+        notifier=parts.push,
         degraded=lambda: [*storage.problems.values(), *parts.joined.problems()],
         metrics=MetricsPage(render, token) if token else None,
         local_ca=partial(published_ca, settings),

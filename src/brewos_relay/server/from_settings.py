@@ -148,3 +148,11 @@ def https_port(public_url: str | None, bound_port: int) -> int:
     if public_url is None:
         return bound_port
     return urlsplit(public_url).port or 443
+
+
+def push_contact(settings: Settings) -> str | None:
+    """Return the address of the operator for push services; None if none is known."""
+    if settings.push_contact is not None:
+        return settings.push_contact
+    url = settings.public_url
+    return url if url is not None and url.startswith("https://") else None

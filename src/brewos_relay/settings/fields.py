@@ -125,6 +125,15 @@ class Settings:
     `https://app.example.com`. For apps: `capacitor://localhost`, `ionic://localhost` or
     `tauri://localhost`."""
 
+    # Notifications
+    push: bool = True
+    """Send notifications to browsers that subscribe to them, through their push services."""
+    push_contact: str | None = None
+    """Address of the operator for push services: `mailto:` with an e-mail address, or an `https` URL. Some
+    services require it. Not set: the public URL, if it is `https`."""
+    push_offline_s: float = 12 * 3600.0
+    """How long a machine must be offline until its users are notified. 0: they are not."""
+
     # Firmware
     firmware_releases: str | None = None
     """Source of the firmware releases that the BrewOS app shows: an `https` URL with a list in the format of

@@ -9,6 +9,7 @@ from typing import Any, Final
 from brewos_relay.errors import SettingsError
 from brewos_relay.settings.fields import Settings
 from brewos_relay.settings.parsing import (
+    parse_contact,
     parse_count,
     parse_duration_s,
     parse_flag,
@@ -128,6 +129,9 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "machines_per_account": parse_count,
     "web_dist_path": Path,
     "allowed_origins": parse_origins,
+    "push": parse_flag,
+    "push_contact": parse_contact,
+    "push_offline_s": parse_duration_s,
     "firmware_releases": parse_releases,
     "metrics_token": str,
     "metrics_host": str,

@@ -164,6 +164,16 @@ def parse_secure_url(text: str) -> str:
     return text
 
 
+def parse_contact(text: str) -> str:
+    """Parse the address of an operator, for push services."""
+    name, _, host = text.removeprefix("mailto:").partition("@")
+    parts = _split(text)
+    is_mail = text.startswith("mailto:") and bool(name) and "." in host
+    if not is_mail and (parts is None or parts.scheme != "https" or not parts.hostname):
+        raise ValueError("mailto: with an e-mail address, or an https URL, such as mailto:ada@example.com")
+    return text
+
+
 def parse_releases(text: str) -> str:
     """Parse the source of firmware releases: an https URL, or a folder."""
     if "://" not in text:

@@ -26,6 +26,7 @@ VERSIONS: Final = (
     "0010",
     "0011",
     "0012",
+    "0013",
 )
 HEAD: Final = VERSIONS[-1]
 _IMPORTING_ENDS: Final = "+import"
