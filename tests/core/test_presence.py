@@ -530,6 +530,7 @@ async def test_history_is_kept_while_a_device_with_users_is_connected_here() -> 
         update(presence.snapshot, encode({"type": "status", "pressure": pressure}))
 
     async def kept() -> list[float | None]:
+        presence.snapshot.hand_over()
         found = await histories.read("BRW-00000001", seconds=60.0)
         return list(found.values["pressure"]) if found is not None else []
 

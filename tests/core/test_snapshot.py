@@ -803,3 +803,35 @@ def test_fields_of_several_messages_are_read_without_decoding_them() -> None:
     assert snapshot.known_fields(("pico_status",), names) == {"state": b'"idle"', "water": b"1"}
     neutral = Snapshot(NEUTRAL)
     assert neutral.known_fields(("status",), names) == {}
+
+
+async def test_history_takes_over_the_last_whole_state_of_each_check(autojump_clock: MockClock) -> None:
+    """A device that sends whole states all the time costs no more than one without a history."""
+    histories = Histories(Limits(), BREWOS)
+    snapshot = Snapshot(BREWOS, "BRW-00000001")
+    snapshot.histories = histories
+    found = None
+    for second in range(2):
+        size_bytes = histories.size_bytes
+        for bar in range(100):
+            update(snapshot, encode({"type": "status", "pressure": second + bar / 100}))
+        assert histories.size_bytes == size_bytes, "nothing before the check"
+        snapshot.age_s(trio.current_time())
+        found = await histories.read("BRW-00000001", seconds=60.0)
+        assert found is not None
+        assert found.values["pressure"][-1] == second + 0.99
+        await trio.sleep(1)
+    assert found is not None
+    assert len(found.times_s) == 2
+    update(snapshot, encode({"type": "status", "pressure": 3}))
+    await trio.sleep(0.5)
+    update(snapshot, encode({"type": "status_delta", "pressure": 4}))
+    snapshot.hand_over()
+    found = await histories.read("BRW-00000001", seconds=60.0)
+    assert found is not None
+    assert found.values["pressure"][-2:] == [3, 4]
+    update(snapshot, encode({"type": "status", "pressure": 5}))
+    snapshot.end_history(trio.current_time())
+    found = await histories.read("BRW-00000001", seconds=60.0)
+    assert found is not None
+    assert found.values["pressure"][-2:] == [5, None]

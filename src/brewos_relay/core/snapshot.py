@@ -120,6 +120,7 @@ _SLOTS: Final = (
     "_unsaved",
     "_updated",
     "_updated_at",
+    "_whole_waits",
     "histories",
     "log",
     "seq",
@@ -158,6 +159,7 @@ class Snapshot:
         self._unsaved = False  # whether it has changed since the state was saved
         self._saved: Message | None = None  # the state that was saved, to tell whether a whole one came since
         self._saved_at = LONG_AGO
+        self._whole_waits = False  # whether the history has not taken over the whole state
         self.histories: Histories | None = None
         """Takes the messages over after they were merged, while the device is connected to this instance."""
 
@@ -182,6 +184,7 @@ class Snapshot:
             self._unsaved = True
             self._updated_at = now
             if self.histories is not None:
+                self._hand_over_whole()
                 self.histories.mark(self._device_id, self._changes, self._others, now)
         return now - (self._updated_at if self._restored is None else self._restored.at)
 
@@ -200,10 +203,15 @@ class Snapshot:
             self._status = message
             self._status_seq = self.seq = seq
             self._restored = None
-            self._drop_changes(message)
+            if self._changes:
+                self._drop_changes(message)
+            else:  # the history gets it before the next change or with the next check: the last one is enough
+                self._whole_waits = self.histories is not None
         elif kind is _CHANGE:
             if self._status is None:
                 return  # a change to an unknown state
+            if self._whole_waits:
+                self._hand_over_whole()
             self._changes.append(message)
             self._changes_bytes += len(message.payload)
             self.seq = seq
@@ -420,13 +428,21 @@ class Snapshot:
             self.histories.take(self._device_id, self._changes, whole)
             self._changes = []
 
+    def _hand_over_whole(self) -> None:
+        """Let the history take over a whole state that waits for it."""
+        if self._whole_waits and self.histories is not None and self._status is not None:
+            self.histories.take(self._device_id, (), self._status)
+        self._whole_waits = False
+
     def hand_over(self) -> None:
         """Let the history take over all messages so far."""
+        self._hand_over_whole()
         self._merge()
 
     def end_history(self, now: float) -> None:
         """Let the history end here, because the device goes offline or to another instance."""
         if self.histories is not None:
+            self._hand_over_whole()
             self._merge()
             self.histories.end(self._device_id, now)
             self.histories = None
