@@ -17,6 +17,7 @@ from brewos_relay.commands import (
     db,
     device,
     device_activity,
+    device_shots,
     device_users,
     doctor,
     init,
@@ -82,7 +83,7 @@ for _command in (
 
 for _command in (
     device_users.users, device_users.give, device_users.take, device_users.release, device_activity.activity,
-    device_activity.device_doctor,
+    device_activity.device_doctor, device_shots.shots,
 ):  # fmt: skip
     device.device.add_command(_command)
 

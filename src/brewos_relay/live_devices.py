@@ -8,10 +8,12 @@ import trio
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.device_log import LogConfig
+from brewos_relay.core.history import Samples
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import Message
+from brewos_relay.vocabulary import now_ms
 
 
 class PeerCounts(msgspec.Struct, frozen=True):
@@ -28,6 +30,31 @@ class LiveDevice(msgspec.Struct, frozen=True):
     info: DeviceInfo = msgspec.field(default_factory=DeviceInfo)
     user_ids: Sequence[str | None] = ()
     """The user of each client."""
+
+
+class DeviceHistory(msgspec.Struct, frozen=True, rename="camel"):
+    """The measurements of a device; see `core.history.Samples`. Times are in ms since the epoch."""
+
+    at_ms: int
+    """When it was read."""
+    times_ms: Sequence[int] = ()
+    at_work: Sequence[bool] = ()
+    online: Sequence[bool] = ()
+    values: Mapping[str, Sequence[float | None]] = {}
+
+
+def device_history(samples: Samples | None) -> DeviceHistory | None:
+    """Convert measurements to the clock of the wall. None if there are none."""
+    if samples is None:
+        return None
+    at_ms, now = now_ms(), trio.current_time()
+    return DeviceHistory(
+        at_ms,
+        [at_ms - round((now - at) * 1000) for at in samples.times_s],
+        samples.at_work,
+        samples.online,
+        samples.values,
+    )
 
 
 def live_device(relay: Relay, device_id: str) -> LiveDevice:
@@ -102,6 +129,10 @@ class LocalView:
         """Return the log of a device; see `view_log`."""
         await trio.lowlevel.checkpoint()
         return view_log(self._relay, device_id, action)
+
+    async def history_of(self, device_id: str, *, seconds: float) -> DeviceHistory | None:
+        """Return the measurements of a device's last seconds; None if there are none."""
+        return device_history(await self._relay.history_of(device_id, seconds=seconds))
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
         """Send a message to a device."""

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.instances import Bucket, BucketsTaken
-from brewos_relay.live_devices import LiveDevice, LogAction, LogView, PeerCounts
+from brewos_relay.live_devices import DeviceHistory, LiveDevice, LogAction, LogView, PeerCounts
 from brewos_relay.messages import Message
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.pairing import HeldPairing
@@ -45,6 +45,10 @@ class RelayView(Protocol):
 
     async def log_of(self, device_id: str, action: LogAction) -> LogView | None:
         """Return the log of a device; None if the device has not sent its log settings."""
+        ...
+
+    async def history_of(self, device_id: str, *, seconds: float) -> DeviceHistory | None:
+        """Return the measurements of a device's last seconds; None if there are none."""
         ...
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:

@@ -65,7 +65,7 @@ def _summary(run: Run, dose_g: float | None) -> dict[str, float]:
         "dose": dose_g,
         "peakPressure": max(brewing("pressure"), default=None),
         "averagePressure": _mean(brewing("pressure")),
-        "averageTemp": _mean(brewing("groupTemp") or brewing("brewTemp")),
+        "averageTemp": _mean(brewing("brewTemp") or brewing("groupTemp")),
         "averageFlow": _mean(flows),
     }
     return {name: round(value, 2) for name, value in figures.items() if value is not None}

@@ -30,7 +30,10 @@ async def test_the_document_is_valid_openapi(tmp_path: Path) -> None:
 async def test_every_route_is_in_the_document_and_nothing_else(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         routes = {
-            (method.lower(), rule.rule.replace("device:", "").replace("<", "{").replace(">", "}"))
+            (
+                method.lower(),
+                rule.rule.replace("device:", "").replace("int:", "").replace("<", "{").replace(">", "}"),
+            )
             for rule in house.app.url_map.iter_rules()
             if rule.rule.startswith("/api")
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}

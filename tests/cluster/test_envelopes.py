@@ -13,6 +13,8 @@ from brewos_relay.cluster.envelopes import (
     DeviceMessages,
     DeviceState,
     Envelope,
+    HistoryAnswer,
+    HistoryRequest,
     LogAnswer,
     LogRequest,
     NotHere,
@@ -29,7 +31,7 @@ from brewos_relay.cluster.envelopes import (
 )
 from brewos_relay.core.device_log import LogConfig
 from brewos_relay.core.snapshot import RestoredState, SnapshotState
-from brewos_relay.live_devices import LogView
+from brewos_relay.live_devices import DeviceHistory, LogView
 from brewos_relay.messages import Message
 
 ID = "BRW-00000001"
@@ -48,6 +50,9 @@ TEXT, BINARY = Message(b'{"type":"status"}'), Message(b"\x80", is_text=False)
         StateRequest("a", ID, 1),
         StateAnswer(1, b"{}"),
         StateAnswer(1, None),
+        HistoryRequest("a", ID, 1, 600.0),
+        HistoryAnswer(1, None),
+        HistoryAnswer(1, DeviceHistory(7, [5, 6], [True, False], [True, True], {"pressure": [9.0, None]})),
         LogRequest("a", ID, 1, "read"),
         LogAnswer(1, LogView(LogConfig(enabled=True), 0.5, 7, ["a line"])),
         LogAnswer(1, None),

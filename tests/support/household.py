@@ -27,7 +27,7 @@ from brewos_relay.core.grant import Grant
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import DeviceInfo
-from brewos_relay.live_devices import LiveDevice, LogAction, LogView, PeerCounts
+from brewos_relay.live_devices import DeviceHistory, LiveDevice, LogAction, LogView, PeerCounts
 from brewos_relay.messages import Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
@@ -57,6 +57,7 @@ class PlainRelay:
     grants: dict[str, list[Grant]] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     logs: dict[str, DeviceLog] = field(default_factory=dict)
+    histories: dict[str, DeviceHistory] = field(default_factory=dict)
     outcome: RemoteOutcome = "delivered"
     """What becomes of each message for a device."""
     client_count: int = 0
@@ -76,6 +77,9 @@ class PlainRelay:
 
     async def state_of(self, device_id: str) -> dict[str, Any] | None:
         return self.states.get(device_id)
+
+    async def history_of(self, device_id: str, *, seconds: float) -> DeviceHistory | None:
+        return self.histories.get(device_id)
 
     async def log_of(self, device_id: str, action: LogAction) -> LogView | None:
         log = self.logs.get(device_id)

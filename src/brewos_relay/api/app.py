@@ -32,7 +32,9 @@ from brewos_relay.api.push import PushRoutes
 from brewos_relay.api.request_limits import RequestLimits
 from brewos_relay.api.server_info import Degraded, HealthRoutes, InfoRoutes, Problems
 from brewos_relay.api.sharing import SharingRoutes
+from brewos_relay.api.shots import ShotRoutes
 from brewos_relay.api.sign_in import SignInRoutes
+from brewos_relay.api.statistics import StatisticsRoutes
 from brewos_relay.api.web import FindCa, PagePathConverter, console_blueprint, no_ca, web_blueprint
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
@@ -104,6 +106,7 @@ def create_app(
     ).register(app)
     ErrorHandlers(counters=counters or RequestCounters(), lines=lines).register(app)
 
+    app_authenticator = AppAuthenticator(keys=keys, store=store, authenticator=authenticator)
     blueprints = [
         # Devices and their users.
         DeviceRoutes(
@@ -124,9 +127,13 @@ def create_app(
         ActivityRoutes(store=store, authenticator=authenticator).blueprint(),
         PushRoutes(
             store=store,
-            authenticator=AppAuthenticator(keys=keys, store=store, authenticator=authenticator),
+            authenticator=app_authenticator,
             request_limits=request_limits,
             notifier=notifier,
+        ).blueprint(),
+        ShotRoutes(relay=relay, store=store, authenticator=authenticator).blueprint(),
+        StatisticsRoutes(
+            relay=relay, store=store, authenticator=authenticator, app_authenticator=app_authenticator
         ).blueprint(),
         FirmwareRoutes(find_releases=find_releases).blueprint(),
         # Administration of the server.

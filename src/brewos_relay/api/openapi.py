@@ -28,6 +28,7 @@ _PATH_PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
     "user_id": ("id of the user", {"type": "string", "minLength": 1}),
     "share_id": ("id of the share", {"type": "string", "minLength": 1}),
     "token_id": ("id of the token", {"type": "string", "minLength": 1}),
+    "shot_id": ("id of the shot", {"type": "integer", "minimum": 1}),
     "session_id": ("id of the session", {"type": "string", "minLength": 1}),
 }
 _REFUSALS: Final[Mapping[int, str]] = {

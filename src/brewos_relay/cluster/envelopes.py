@@ -7,7 +7,7 @@ import msgspec
 
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.core.snapshot import RestoredState, SnapshotState
-from brewos_relay.live_devices import LiveDevice, LogAction, LogView
+from brewos_relay.live_devices import DeviceHistory, LiveDevice, LogAction, LogView
 from brewos_relay.messages import Message
 
 Payload: TypeAlias = tuple[bytes, bool]
@@ -140,6 +140,20 @@ class LiveAnswer(_Envelope, tag=11):
     devices: dict[str, LiveDevice]
 
 
+class HistoryRequest(_OfDevice, tag=16):
+    """Asks for the measurements of a device's last seconds."""
+
+    number: int
+    seconds: float
+
+
+class HistoryAnswer(_Envelope, tag=17):
+    """Answers a `HistoryRequest`; None if nothing is known."""
+
+    number: int
+    history: DeviceHistory | None
+
+
 Envelope: TypeAlias = (
     Watch
     | Unwatch
@@ -156,6 +170,8 @@ Envelope: TypeAlias = (
     | LogAnswer
     | Confirmed
     | ChangesWritten
+    | HistoryRequest
+    | HistoryAnswer
 )
 
 pack: Final = msgspec.msgpack.Encoder().encode

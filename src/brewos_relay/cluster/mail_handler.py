@@ -14,6 +14,8 @@ from brewos_relay.cluster.envelopes import (
     DeviceMessages,
     DeviceState,
     Envelope,
+    HistoryAnswer,
+    HistoryRequest,
     LiveAnswer,
     LiveRequest,
     LogAnswer,
@@ -33,9 +35,10 @@ from brewos_relay.cluster.ownership import AT_ONCE, Ownership
 from brewos_relay.cluster.remote_clients import RemoteClients
 from brewos_relay.cluster.remote_commands import RemoteCommands
 from brewos_relay.cluster.requests import Requests
+from brewos_relay.core.history import Samples
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
-from brewos_relay.live_devices import live_device, view_log
+from brewos_relay.live_devices import device_history, live_device, view_log
 from brewos_relay.messages import Message
 from brewos_relay.vocabulary import now_ms
 
@@ -110,6 +113,8 @@ class MailHandler:
                 content = self._relay.state_of(envelope.device_id)
                 encoded = msgspec.json.encode(content) if content is not None else None
                 self._send(envelope.sender, pack(StateAnswer(envelope.number, encoded)))
+            case HistoryRequest():
+                self._answer_history(envelope)
             case LogRequest():
                 log_view = view_log(self._relay, envelope.device_id, envelope.action)
                 self._send(envelope.sender, pack(LogAnswer(envelope.number, log_view)))
@@ -151,6 +156,12 @@ class MailHandler:
             outcome = self._relay.deliver_remote_command(command.device_id, Message(command.payload))
         if command.number:
             self._send(command.sender, pack(Outcome(command.number, outcome)))
+
+    def _answer_history(self, request: HistoryRequest) -> None:
+        def answer(samples: Samples | None) -> None:
+            self._send(request.sender, pack(HistoryAnswer(request.number, device_history(samples))))
+
+        self._relay.ask_history(request.device_id, request.seconds, answer)
 
     def _answer_live(self, request: LiveRequest) -> None:
         devices = {

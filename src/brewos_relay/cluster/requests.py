@@ -7,6 +7,8 @@ from typing import TypeAlias
 import trio
 
 from brewos_relay.cluster.envelopes import (
+    HistoryAnswer,
+    HistoryRequest,
     LiveAnswer,
     LiveRequest,
     LogAnswer,
@@ -15,9 +17,10 @@ from brewos_relay.cluster.envelopes import (
     StateRequest,
     pack,
 )
-from brewos_relay.live_devices import LiveDevice, LogAction, LogView
+from brewos_relay.live_devices import DeviceHistory, LiveDevice, LogAction, LogView
 
-Answer: TypeAlias = StateAnswer | LiveAnswer | LogAnswer
+Question: TypeAlias = StateRequest | LiveRequest | LogRequest | HistoryRequest
+Answer: TypeAlias = StateAnswer | LiveAnswer | LogAnswer | HistoryAnswer
 
 
 @dataclass(slots=True)
@@ -45,6 +48,13 @@ class Requests:
         answer = await self._ask(instance, lambda number: LogRequest(self._sender, device_id, number, action))
         return answer.log if isinstance(answer, LogAnswer) else None
 
+    async def ask_history(self, instance: str, device_id: str, seconds: float) -> DeviceHistory | None:
+        """Return the measurements that an instance has of a device; None if it has none."""
+        answer = await self._ask(
+            instance, lambda number: HistoryRequest(self._sender, device_id, number, seconds)
+        )
+        return answer.history if isinstance(answer, HistoryAnswer) else None
+
     async def ask_live(self, instance: str, device_ids: Sequence[str]) -> dict[str, LiveDevice]:
         """Return what an instance knows of the connections of devices."""
         answer = await self._ask(instance, lambda number: LiveRequest(self._sender, number, device_ids))
@@ -55,7 +65,9 @@ class Requests:
         return await self._ask(instance, lambda number: LiveRequest(self._sender, number, ())) is not None
 
     async def _ask(
-        self, instance: str, question: Callable[[int], StateRequest | LiveRequest | LogRequest]
+        self,
+        instance: str,
+        question: Callable[[int], StateRequest | LiveRequest | LogRequest | HistoryRequest],
     ) -> Answer | None:
         """Ask, and wait for the answer; None if the connection is lost."""
         self._number += 1

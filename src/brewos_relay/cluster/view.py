@@ -16,7 +16,16 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
 from brewos_relay.instances import Description, read_description
-from brewos_relay.live_devices import LiveDevice, LogAction, LogView, PeerCounts, live_device, view_log
+from brewos_relay.live_devices import (
+    DeviceHistory,
+    LiveDevice,
+    LogAction,
+    LogView,
+    PeerCounts,
+    device_history,
+    live_device,
+    view_log,
+)
 from brewos_relay.messages import Message
 
 FIND_S: Final = 1.0
@@ -164,6 +173,15 @@ class ClusterView:
                 if owner is not None and owner.instance != self._member.instance:
                     return await self._member.requests.ask_log(owner.instance, device_id, action)
         return view_log(self._relay, device_id, action)
+
+    async def history_of(self, device_id: str, *, seconds: float) -> DeviceHistory | None:
+        """Return the measurements of a device, from its instance if need be; None if there are none."""
+        if not self._relay.has_device(device_id):
+            with trio.move_on_after(ANSWER_S):
+                owner = (await self._locate([device_id]))[0].owner
+                if owner is not None and owner.instance != self._member.instance:
+                    return await self._member.requests.ask_history(owner.instance, device_id, seconds)
+        return device_history(await self._relay.history_of(device_id, seconds=seconds))
 
     async def send_to_device(self, device_id: str, message: Message) -> RemoteOutcome:
         """Send a message of the relay to a device on any instance, and return its outcome."""

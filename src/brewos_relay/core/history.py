@@ -1,4 +1,4 @@
-"""History: the measurements of the last minutes of each device, and the runs in which it was at work.
+"""History: recent measurements of each device, and its runs.
 
 The snapshot hands over the messages that it has merged, unchanged. They are decoded later, outside of the
 data path: `compact` reduces them to rows of numbers of a fixed size, and finds the runs in them. A run is the
@@ -10,7 +10,7 @@ import itertools
 import math
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -47,6 +47,7 @@ _LONGEST_S: Final = 300.0
 _RUNS_PER_S: Final = 1 / 30
 _RUNS_AT_ONCE: Final = 40.0
 """Limits of recorded runs of one device."""
+_MOST_QUESTIONS: Final = 100
 _MOST_WAITING: Final = 1000
 """How many runs of all devices may wait until they are stored."""
 
@@ -64,7 +65,7 @@ class Samples(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A time in which a device was at work, with the measurements until `TAIL_S` after its end."""
+    """A time of work of a device, with the measurements until `TAIL_S` after its end."""
 
     began_at: float
     """Trio time."""
@@ -79,7 +80,7 @@ class _Segment(NamedTuple):
 
     changes: Sequence[Message]
     marks: Sequence[tuple[int, float]]
-    """Up to which change the device had sent at what time."""
+    """Pairs of a number of changes, and the time by which the device had sent that many."""
     at: float
     last: Message | None
     """A whole state, or a flat one."""
@@ -87,6 +88,12 @@ class _Segment(NamedTuple):
     is_end: bool
     """Whether the device went offline after these."""
     size_bytes: int
+
+
+class _Question(NamedTuple):
+    device_id: str
+    seconds: float
+    answer: Callable[[Samples | None], None]
 
 
 class _Layout:
@@ -372,6 +379,8 @@ class Histories:
         self._layout = _Layout(dialect)
         self._of: dict[str, History] = {}
         self._runs: deque[tuple[str, Run]] = deque()
+        self._questions: deque[_Question] = deque()
+        self._asked = trio.Event()
         self.runs_dropped = 0
         """Runs that were dropped because too many waited to be stored."""
         self.is_on = limits.history_s > 0 and bool(dialect.measures)
@@ -449,6 +458,27 @@ class Histories:
             return None
         await self._compact(device_id, history)
         return history.samples(trio.current_time(), seconds=min(seconds, self._limits.history_s))
+
+    def ask(self, device_id: str, seconds: float, answer: Callable[[Samples | None], None]) -> None:
+        """Have `answer` called with the measurements of a device; with None if there are too many questions.
+
+        For callers that cannot wait.
+        """
+        if len(self._questions) >= _MOST_QUESTIONS:
+            answer(None)
+            return
+        self._questions.append(_Question(device_id, seconds, answer))
+        self._asked.set()
+
+    async def answer(self, *, within_s: float) -> None:
+        """Answer questions that come within this time."""
+        with trio.move_on_after(within_s):
+            while True:
+                await self._asked.wait()
+                self._asked = trio.Event()
+                while self._questions:
+                    device_id, seconds, answer = self._questions.popleft()
+                    answer(await self.read(device_id, seconds=seconds))
 
     async def _compact(self, device_id: str, history: History) -> None:
         while (runs := history.compact_some(trio.current_time())) is not None:

@@ -467,6 +467,11 @@ class Relay:
         self._snapshot(device_id).hand_over()
         return await self.histories.read(device_id, seconds=seconds)
 
+    def ask_history(self, device_id: str, seconds: float, answer: Callable[[Samples | None], None]) -> None:
+        """Have `answer` called with the measurements of a device's last seconds, soon."""
+        self._snapshot(device_id).hand_over()
+        self.histories.ask(device_id, seconds, answer)
+
     def _snapshot(self, device_id: str) -> Snapshot:
         session = self._sessions.get(device_id)
         if session is not None:

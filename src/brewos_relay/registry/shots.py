@@ -24,6 +24,9 @@ _KNOWN: Final = select(devices.c.id, func.coalesce(_FIRST_CLAIM_MS, 0)).where(
     devices.c.id.in_(bindparam("ids", expanding=True)),
     or_(~devices.c.registered_itself, exists().where(device_users.c.device_id == devices.c.id)),
 )
+_SINCE_MS: Final = select(func.min(device_users.c.claimed_at_ms)).where(
+    device_users.c.device_id == bindparam("of_device")
+)
 _WITHOUT_PROFILE: Final = (
     shots.c.id,
     shots.c.device_id,
@@ -74,6 +77,11 @@ def add_shots(db: Connection, added: Sequence[Shot], *, kept: int) -> None:
         last = db.scalar(_FIRST_TOO_MANY, {"of_device": device_id, "kept": kept})
         if last is not None:
             db.execute(delete(shots).where(shots.c.device_id == device_id, shots.c.id <= last))
+
+
+def users_since_ms(db: Connection, device_id: str) -> int:
+    """Return since when a device has its present users, in ms since the epoch; 0 if that is not known."""
+    return int(db.scalar(_SINCE_MS, {"of_device": device_id}) or 0)
 
 
 def shots_of(

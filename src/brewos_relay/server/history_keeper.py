@@ -33,9 +33,9 @@ class HistoryKeeper:
         self._storing = trio.Lock()
 
     async def run(self) -> None:
-        """Compact and store every 3 s until cancelled."""
+        """Compact and store every 3 s until cancelled, and answer other instances in between."""
         while True:
-            await trio.sleep(COMPACT_EVERY_S)
+            await self._relay.histories.answer(within_s=COMPACT_EVERY_S)
             await self.keep()
 
     async def keep_all(self) -> None:
