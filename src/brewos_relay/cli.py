@@ -14,6 +14,7 @@ import click
 
 from brewos_relay.commands import (
     cluster,
+    completion,
     db,
     device,
     device_activity,
@@ -77,7 +78,7 @@ def cli() -> None:
 for _command in (
     simulate.demo, init.init, serve.serve, token.secret, token.token, user.user, device.device,
     pairing.pairing, db.database, cluster.cluster, tail_and_send.tail, tail_and_send.send, doctor.doctor,
-    simulate.simulate,
+    simulate.simulate, completion.completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

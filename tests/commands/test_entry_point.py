@@ -32,6 +32,7 @@ COMMANDS = {
     ("db", "restore"),
     ("db", "status"),
     ("db", "upgrade"),
+    ("completion",),
     ("demo",),
     ("device", "activity"),
     ("device", "add"),

@@ -4,11 +4,13 @@ import errno
 import socket
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.errors import SettingsError
+from support.process import run_command, serve_here
 
 from .conftest import Run, StandIn, assert_refused
 
@@ -21,7 +23,16 @@ def test_tail_runs_with_its_arguments(run: Run, stand_in: StandIn) -> None:
     outcome = run("tail", "brw-0000000a", "--token", "t", "--url", "https://relay", "--json")
     assert outcome.code == 0
     assert calls == [
-        ((), {"url": "https://relay", "token": "t", "device_id": "BRW-0000000A", "as_json": True})
+        (
+            (),
+            {
+                "url": "https://relay",
+                "token": "t",
+                "device_id": "BRW-0000000A",
+                "as_json": True,
+                "ssl_context": ANY,
+            },
+        )
     ]
 
 
@@ -50,6 +61,7 @@ def test_send_runs_with_its_arguments(run: Run, stand_in: StandIn) -> None:
                 "device_id": "BRW-0000000A",
                 "command": "set_temp",
                 "fields": ("boiler=brew", "temp=93.5"),
+                "ssl_context": None,
             },
         )
     ]
@@ -67,6 +79,32 @@ def test_url_and_token_come_from_a_dotenv(
         ("https://relay", "t"),
         ("https://other", "from the environment"),
     ]
+
+
+def test_port_and_tls_are_those_of_the_server_of_the_folder(
+    run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BREWOS_RELAY_TOKEN", "t")
+    calls = stand_in(*TAIL, result=0)
+    (tmp_path / ".env").write_text("PORT=4443\nBREWOS_RELAY_TLS_SELF_SIGNED=true\n")
+    assert run("tail", "BRW-0000000A").code == 0
+    assert calls[0][1]["url"] == "https://127.0.0.1:4443"
+    assert calls[0][1]["ssl_context"] is not None
+    (tmp_path / ".env").write_text("PORT=0\n")
+    assert_refused(run("tail", "BRW-0000000A"), 2, "any free port", "--url")
+    (tmp_path / ".env").write_text("PORT=x\n")
+    assert_refused(run("tail", "BRW-0000000A"), 2, "PORT is 'x'")
+    assert run("tail", "BRW-0000000A", "--url", "https://relay").code == 0
+
+
+async def test_certificate_of_an_unknown_ca_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "client").mkdir()
+    async with serve_here(tmp_path, settings={"tls_self_signed": True}) as here:
+        url = f"https://127.0.0.1:{here.address[1]}"
+        ran = await run_command(tmp_path / "client", "tail", "BRW-0000000A", "--url", url, "--token", "t")
+        assert ran.returncode == 1
+        assert b"certificate verify failed" in ran.stderr
+        assert b"SSL_CERT_FILE=ca.crt" in ran.stderr
 
 
 def test_unreadable_dotenv_is_reported(run: Run, tmp_path: Path) -> None:

@@ -85,7 +85,10 @@ def test_exceptions_stay_on_their_line_in_json() -> None:
 
 
 @pytest.mark.parametrize(("log_format", "stream"), [("auto", Terminal()), ("console", io.StringIO())])
-def test_a_terminal_gets_readable_lines(log_format: str, stream: io.StringIO) -> None:
+def test_a_terminal_gets_readable_lines(
+    log_format: str, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     configure_logging(stream=stream, log_format=log_format)  # type: ignore[arg-type]
     try:
         raise ValueError("no")
@@ -97,6 +100,15 @@ def test_a_terminal_gets_readable_lines(log_format: str, stream: io.StringIO) ->
     assert "ValueError: no" in text
     assert not text.startswith("{")
     assert ("\x1b[" in text) == stream.isatty()
+
+
+@pytest.mark.parametrize(("value", "colored"), [("1", False), ("", True)])
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch, value: str, colored: bool) -> None:
+    monkeypatch.setenv("NO_COLOR", value)
+    stream = Terminal()
+    configure_logging(stream=stream)
+    log.warning("hot", extra={"device": "BRW-12AB34CD"})
+    assert ("\x1b[" in written(stream)) == colored
 
 
 def test_the_last_configuration_applies() -> None:

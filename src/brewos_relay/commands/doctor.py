@@ -56,8 +56,9 @@ def doctor(
         from brewos_relay.doctor import system_checks as checks
         from brewos_relay.doctor.canary import send_canary
         from brewos_relay.doctor.cluster_checks import check_bus
+        from brewos_relay.server.own_client import local_url, tls_context
 
-        where = url or settings.public_url or checks.local_url(settings)
+        where = url or settings.public_url or local_url(settings)
         found += checks.check_database(settings)
         if found[-1].state == "ok":
             found += checks.check_accounts(settings)
@@ -67,7 +68,7 @@ def doctor(
         found += checks.check_port(settings)
         found += checks.check_open_files()
         found += checks.check_clock_sync() if clock is None else checks.check_clock(clock)
-        trust = checks.tls_context(settings, where)
+        trust = tls_context(settings, where)
         found += checks.check_served_certificate(where, trust)
         found += checks.check_degraded(where, trust)
         is_ready = next(finding for finding in found if finding.name == "database").state == "ok"

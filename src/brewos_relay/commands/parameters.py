@@ -11,6 +11,8 @@ from brewos_relay.texts import EMAIL_CHARS, NAME_CHARS, USER_ID_CHARS, is_identi
 from brewos_relay.vocabulary import ROLES, parse_device_id
 
 if TYPE_CHECKING:
+    import ssl
+
     from brewos_relay.settings import Settings
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
@@ -88,10 +90,11 @@ def base_url(text: str) -> str:
 port_number: Final = click.IntRange(0, 65535)
 role_choice: Final = click.Choice(ROLES[::-1], case_sensitive=False)
 
-_URL: Final = "http://127.0.0.1:3001"
-
 # Not click's `envvar`, which does not read `.env`.
-url_option = click.option("--url", help=f"URL of the relay (BREWOS_RELAY_URL; default: {_URL}).")
+url_option = click.option(
+    "--url",
+    help="URL of the relay (BREWOS_RELAY_URL; default: that of the server of this folder).",
+)
 
 device_argument = click.argument("device_id", metavar="ID", type=device_id)
 
@@ -118,9 +121,27 @@ def variable(name: str) -> str | None:
         return read_variable(name)
 
 
-def find_url(given: str | None) -> str:
-    """Return the URL of the relay: the given one, that of BREWOS_RELAY_URL, or this computer's."""
-    return given or variable("BREWOS_RELAY_URL") or _URL
+def find_server(given: str | None) -> tuple[str, "ssl.SSLContext | None"]:
+    """Return the URL of the relay, and the TLS context for it.
+
+    The URL is the given one, that of BREWOS_RELAY_URL, or that of a server on this computer with the settings
+    of this folder. Certificates of these settings are trusted in every case. Raises SettingsError.
+    """
+    from brewos_relay.errors import SettingsError
+    from brewos_relay.server.own_client import local_url, tls_context
+    from brewos_relay.settings import Settings
+
+    url = given or variable("BREWOS_RELAY_URL")
+    try:
+        settings = settings_from()
+    except SettingsError:
+        if url is None:
+            raise
+        settings = Settings()  # the server is elsewhere, and the settings are not for it
+    if url is None and settings.port == 0:
+        raise SettingsError("the server of this folder has any free port; name its URL with --url")
+    url = url or local_url(settings)
+    return url, tls_context(settings, url)
 
 
 def _checked(text: str, is_good: bool, *, longest_chars: int) -> str:

@@ -1,6 +1,7 @@
 """The work of `brewos-relay tail` and `send`."""
 
 import secrets
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -35,13 +36,26 @@ _FATES: Final = {
 REQUEST_STATE: Final = encode({"type": "request_state"})
 
 
+TRUST_ADVICE: Final = (
+    "for a local CA, get ca.crt from /ca of the relay, compare its fingerprint, and set SSL_CERT_FILE=ca.crt,"
+    " or run this in the server's folder"
+)
+
+
 class CommandRefused(RelayError):
     """The relay did not deliver a command."""
 
     code = "command_refused"
 
 
-def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
+def run_tail(
+    *,
+    url: str,
+    token: str,
+    device_id: str,
+    as_json: bool,
+    ssl_context: ssl.SSLContext | None = None,
+) -> int:
     """Print the messages of a device until Ctrl-C; the exit code is 0 then.
 
     Raises SettingsError for an invalid URL, and another RelayError if the first attempt to connect fails, or
@@ -49,11 +63,22 @@ def run_tail(*, url: str, token: str, device_id: str, as_json: bool) -> int:
     """
     write = _write_json if as_json else _write_line
     return _run(
-        lambda: tail(url=url, token=token, device_id=device_id, write=write, note=_note), interrupted=0
+        lambda: tail(
+            url=url, token=token, device_id=device_id, write=write, note=_note, ssl_context=ssl_context
+        ),
+        interrupted=0,
     )
 
 
-def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequence[str]) -> int:
+def run_send(
+    *,
+    url: str,
+    token: str,
+    device_id: str,
+    command: str,
+    fields: Sequence[str],
+    ssl_context: ssl.SSLContext | None = None,
+) -> int:
     """Send one command, with `fields` as `key=value` texts. Return exit code 0, or 130 after Ctrl-C.
 
     Raises SettingsError for an invalid URL or field, and another RelayError if the command was not delivered.
@@ -61,7 +86,15 @@ def run_send(*, url: str, token: str, device_id: str, command: str, fields: Sequ
 
     async def main() -> None:
         told = build_command(command, fields, request_id=secrets.token_hex(8))
-        await send(url=url, token=token, device_id=device_id, command=told, say=print_line, note=_note)
+        await send(
+            url=url,
+            token=token,
+            device_id=device_id,
+            command=told,
+            say=print_line,
+            note=_note,
+            ssl_context=ssl_context,
+        )
 
     return _run(main, interrupted=EXIT_INTERRUPTED)
 
@@ -73,6 +106,7 @@ async def tail(
     device_id: str,
     write: Callable[[Message], None],
     note: Callable[[str], None] = lambda _: None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> None:
     """Attach to a device, request its state, and pass each message to `write`; reconnect after a loss.
 
@@ -83,7 +117,7 @@ async def tail(
     attached = False
     while True:
         try:
-            async with dial_app(url, token=token, device_id=device_id) as websocket:
+            async with dial_app(url, token=token, device_id=device_id, ssl_context=ssl_context) as websocket:
                 asked = False
                 while True:
                     message = await websocket.receive()
@@ -118,6 +152,7 @@ async def send(
     command: Message,
     say: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> None:
     """Attach to a device, send a command that has a `requestId`, and wait for its outcome.
 
@@ -128,7 +163,7 @@ async def send(
     request_id = msgspec.json.decode(command.payload)["requestId"]
     backoff = Backoff()
     for attempts_left in reversed(range(_ATTEMPTS)):
-        async with dial_app(url, token=token, device_id=device_id) as websocket:
+        async with dial_app(url, token=token, device_id=device_id, ssl_context=ssl_context) as websocket:
             try:
                 with trio.move_on_after(GREETING_S) as greeting:
                     await _wait_for(websocket, "connected")
@@ -267,6 +302,8 @@ def _run(main: Callable[[], Awaitable[None]], *, interrupted: int) -> int:
 
 def _with_advice(failure: RelayError) -> RelayError:
     if isinstance(failure, RelayUnreachable):
+        if "certificate verify failed" in str(failure):
+            return RelayUnreachable(f"{failure}; {TRUST_ADVICE}")
         return RelayUnreachable(
             f"{failure}; start a relay with `brewos-relay serve`, or name another one with --url"
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 from brewos_relay.commands.failures import Failed, NotStarted, errors_as
-from brewos_relay.commands.parameters import device_id, find_url, port_number, url_option
+from brewos_relay.commands.parameters import device_id, find_server, port_number, url_option
 
 if TYPE_CHECKING:
     from brewos_relay.simulator.fleet import DeviceIdentity
@@ -92,9 +92,13 @@ def simulate(
         from brewos_relay.simulator.fleet import Fleet
 
         try:
-            fleet_url = find_url(url)
+            fleet_url, context = find_server(url)
             policy = FAITHFUL if faithful else RICH
-            run_fleet(lambda say: Fleet(identities, url=fleet_url, policy=policy, speed=speed, say=say))
+            run_fleet(
+                lambda say: Fleet(
+                    identities, url=fleet_url, ssl_context=context, policy=policy, speed=speed, say=say
+                )
+            )
         except SettingsError as problem:
             raise click.UsageError(str(problem)) from None
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 import click
 
 from brewos_relay.commands.failures import Failed, errors_as
-from brewos_relay.commands.parameters import device_id, find_url, url_option, variable
+from brewos_relay.commands.parameters import device_id, find_server, url_option, variable
 from brewos_relay.errors import SettingsError
 
 _token_option = click.option(
@@ -36,10 +36,11 @@ def tail(ctx: click.Context, device_id: str, url: str | None, token: str | None,
       brewos-relay tail BRW-12AB34CD --token "$(brewos-relay token --user ada --email a@b.c --all-devices)"
     """
     with _client_errors():
-        where = {"url": find_url(url), "token": _find_token(token)}
+        token = _find_token(token)
+        url, context = find_server(url)
         from brewos_relay.commands.run_client import run_tail
 
-        code = run_tail(**where, device_id=device_id, as_json=as_json)
+        code = run_tail(url=url, token=token, device_id=device_id, as_json=as_json, ssl_context=context)
     ctx.exit(code)
 
 
@@ -68,10 +69,13 @@ def send(
       brewos-relay send BRW-12AB34CD set_temp boiler=brew temp=93.5
     """
     with _client_errors():
-        where = {"url": find_url(url), "token": _find_token(token)}
+        token = _find_token(token)
+        url, context = find_server(url)
         from brewos_relay.commands.run_client import run_send
 
-        code = run_send(**where, device_id=device_id, command=command, fields=fields)
+        code = run_send(
+            url=url, token=token, device_id=device_id, command=command, fields=fields, ssl_context=context
+        )
     ctx.exit(code)
 
 

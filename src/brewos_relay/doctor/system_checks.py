@@ -9,7 +9,6 @@ import socket
 import ssl
 import time
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -22,9 +21,10 @@ from brewos_relay.registry.accounts import colliding_addresses
 from brewos_relay.registry.database import Database, version
 from brewos_relay.registry.engine import database_file
 from brewos_relay.server.certificates import load_certificate
-from brewos_relay.server.from_settings import missing_administrator
+from brewos_relay.server.from_settings import missing_administrator, public_host
 from brewos_relay.server.health_checks import advice_for, examine_disk
-from brewos_relay.server.self_signed import FILE_NAME
+from brewos_relay.server.own_client import local_url
+from brewos_relay.server.self_signed import FILE_NAME, ca_problem
 from brewos_relay.settings import Settings
 
 _SOON_DAYS: Final = 21
@@ -143,7 +143,11 @@ def check_certificate(settings: Settings) -> list[Finding]:
                 name, "failed", str(problem), "the server cannot start with it: replace it by a valid one"
             )
         ]
-    return [_days_left(name, str(cert), certificate.expires_at_s)]
+    found = [_days_left(name, str(cert), certificate.expires_at_s)]
+    if settings.tls_self_signed and (wrong := ca_problem(settings.data_dir, public_host(settings))):
+        what, _, advice = wrong.partition(": ")
+        found.append(Finding("local CA", "warning", what, advice))
+    return found
 
 
 def _days_left(name: str, what: str, expires_at_s: float) -> Finding:
@@ -175,7 +179,10 @@ def check_served_certificate(url: str, context: ssl.SSLContext | None) -> list[F
             return [_days_left(name, f"the one of {url}", ssl.cert_time_to_seconds(str(served["notAfter"])))]
     except ssl.SSLCertVerificationError as problem:
         detail = f"the one of {url} is not trusted: {problem.verify_message}"
-        advice = "renew it, and let the server send the intermediate certificates; or check the name"
+        advice = (
+            "renew it, and let the server send the intermediate certificates; or check the name."
+            " For a local CA, run this in the server's folder, or set SSL_CERT_FILE to its ca.crt"
+        )
         return [Finding(name, "failed", detail, advice)]
     except (OSError, LookupError, ValueError):
         return []
@@ -294,30 +301,6 @@ def check_clock(url: str, context: ssl.SSLContext | None = None) -> list[Finding
             )
         ]
     return [Finding(name, "ok", f"agrees with {url}" if abs(off_s) < 2 else detail)]
-
-
-def local_url(settings: Settings) -> str:
-    """Return the URL of a server with these settings on this computer."""
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    scheme = "https" if settings.speaks_tls else "http"
-    return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
-
-
-def tls_context(settings: Settings, url: str) -> ssl.SSLContext | None:
-    """Return a TLS context for the server's certificate; it trusts the relay's own self-signed one."""
-    if not url.startswith(("https:", "wss:")):
-        return None
-    context = ssl.create_default_context()
-    made: Path = settings.data_dir / FILE_NAME
-    if settings.tls_self_signed and made.exists():
-        context.load_verify_locations(cadata=_certificate_of(made))
-    return context
-
-
-def _certificate_of(file: Path) -> str:
-    pem = file.read_text("ascii")
-    begins = pem.index("-----BEGIN CERTIFICATE-----")
-    return pem[begins : pem.index("-----END CERTIFICATE-----", begins)] + "-----END CERTIFICATE-----\n"
 
 
 def fetch(url: str, path: str, context: ssl.SSLContext | None = None) -> tuple[int, dict[str, str], bytes]:

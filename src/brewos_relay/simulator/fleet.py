@@ -46,12 +46,15 @@ class Fleet:
         *,
         url: str,
         policy: ConnectionPolicy,
+        ssl_context: ssl.SSLContext | None = None,
         speed: float = 1.0,
         say: Callable[[str], None],
         seed: int = 1,
     ) -> None:
         rng = random.Random(seed)  # noqa: S311 - sensor noise
-        context: ssl.SSLContext | None = make_ssl_context(policy) if parse_url(url).tls else None
+        context: ssl.SSLContext | None = None
+        if parse_url(url).tls:
+            context = make_ssl_context(policy) if policy.faithful or ssl_context is None else ssl_context
         self._say = say
         self._refused: Counter[str] = Counter()
         self.simulators: list[SimulatedDevice] = []

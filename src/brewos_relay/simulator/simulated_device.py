@@ -192,7 +192,9 @@ class SimulatedDevice:
                     ssl_context=self._ssl_context,
                 )
             except (RelayRefused, RelayUnreachable) as problem:
-                await self._pause(self.policy.register_s, f"not registered: {problem}", problem)
+                await self._pause(
+                    self.policy.register_s, f"not registered: {problem}{_advice(problem)}", problem
+                )
             else:
                 self._backoff.reset()
                 self._announce(f"registered; pair it at {self.pairing_url}")
@@ -213,13 +215,13 @@ class SimulatedDevice:
             self.refusals += 1
             if self._new_key is not None and problem.status in (401, 403):
                 self._new_key = None  # the relay does not know the new key
-            await self._pause(policy.refused_s, str(problem), problem)
+            await self._pause(policy.refused_s, f"{problem}{self._refusal_advice(problem)}", problem)
             return None
         except (HostNotFound, ConnectTimedOut) as problem:
             await self._pause(policy.unreachable_s, str(problem), problem)
             return None
         except RelayUnreachable as problem:
-            await self._pause(policy.refused_s, str(problem), problem)
+            await self._pause(policy.refused_s, f"{problem}{_advice(problem)}", problem)
             return None
         end = protocol.end or "lost"
         if end in ("restart", "leave"):
@@ -251,6 +253,17 @@ class SimulatedDevice:
             await self._pause(policy.reconnect_s, why, None)
             nursery.cancel_scope.cancel()
         return end
+
+    def _refusal_advice(self, problem: RelayRefused) -> str:
+        """Return the remedy for a refusal, to be appended to it."""
+        if problem.status != 401:
+            return ""
+        if self._registers:
+            return (
+                f". The machine has an owner, and the new key waits for them: open the link as owner,"
+                f" {self.pairing_url}"
+            )
+        return ". The relay has another key for this id: remove the device there, or use its key"
 
     def _open(self, spawn: Spawn, key: str) -> Any:
         return open_firmware_connection(
@@ -314,6 +327,15 @@ class SimulatedDevice:
                 await trio.sleep(SILENT_CONNECTION_S)
         except (RelayRefused, RelayUnreachable):
             pass
+
+
+def _advice(problem: RelayRefused | RelayUnreachable) -> str:
+    if "certificate verify failed" in str(problem):
+        return (
+            ". For a local CA, set SSL_CERT_FILE to its ca.crt, run this in the server's folder,"
+            " or use --faithful, which verifies nothing as machines do"
+        )
+    return ""
 
 
 def make_ssl_context(policy: ConnectionPolicy) -> ssl.SSLContext:

@@ -9,6 +9,7 @@ unread pipe or terminal blocks only the log.
 
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -58,7 +59,7 @@ def configure_logging(
     """
     stream = stream if stream is not None else sys.stderr
     is_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
-    render = _render_json if is_json else _console(colors=stream.isatty())
+    render = _render_json if is_json else _console(colors=has_colors(stream))
     root = logging.getLogger()
     for earlier in _own_handlers():
         root.removeHandler(earlier)
@@ -68,6 +69,11 @@ def configure_logging(
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     _collect_less()
+
+
+def has_colors(stream: TextIO) -> bool:
+    """Whether to write colours: on a terminal, unless NO_COLOR is set and not empty (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def dropped_lines() -> int:
