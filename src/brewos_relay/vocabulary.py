@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, overload
 
+Detail: TypeAlias = Mapping[str, str | int | float]
+"""The fields of an entry of the activity, and of a log line: texts, and numbers as numbers."""
+
 # Roles
 
 Role: TypeAlias = Literal["viewer", "member", "owner"]

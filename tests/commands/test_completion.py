@@ -33,7 +33,8 @@ def test_bash_completes_commands_and_options(run: Run, tmp_path: Path) -> None:
     asked = """
         COMP_WORDS=(brewos-relay device li); COMP_CWORD=2; _brewos_relay_completion brewos-relay
         echo "${COMPREPLY[@]}"
-        COMPREPLY=(); COMP_WORDS=(brewos-relay serve --log-format js); COMP_CWORD=3; _brewos_relay_completion brewos-relay
+        COMPREPLY=(); COMP_WORDS=(brewos-relay serve --log-format js); COMP_CWORD=3
+        _brewos_relay_completion brewos-relay
         echo "${COMPREPLY[@]}"
     """
     ran = subprocess.run(

@@ -54,11 +54,11 @@ def test_an_end_in_words(end: PeerEnd, text: str) -> None:
 def test_details_of_an_end() -> None:
     assert end_details(PeerEnd("peer", None), connected_s=1.24, received=7) == {
         "by": "peer",
-        "connectedS": "1.2",
-        "messages": "7",
+        "connectedS": 1.2,
+        "messages": 7,
     }
     kept = end_details(PeerEnd("relay", 4003, "x", 0.01), connected_s=0, received=0)
-    assert (kept["code"], kept["reason"], kept["roundTripMs"]) == ("4003", "x", "10.0")
+    assert (kept["code"], kept["reason"], kept["roundTripMs"]) == (4003, "x", 10.0)
 
 
 def test_texts_of_others_stay_on_their_line_and_short() -> None:

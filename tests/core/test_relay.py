@@ -1179,10 +1179,10 @@ async def test_activity_is_recorded() -> None:
         relay.set_grant(ONE, "ada", None)
         await wait_all_tasks_blocked()
         assert [(event.kind, event.detail["by"], event.detail["code"]) for event in noted[3:]] == [
-            ("client_went", "relay", "4003")
+            ("client_went", "relay", 4003)
         ]
     assert [(event.kind, event.detail["by"], event.detail["code"]) for event in noted[4:]] == [
-        ("offline", "relay", "1001")
+        ("offline", "relay", 1001)
     ]
 
 

@@ -54,7 +54,7 @@ class ScriptedHost:
         self.lines = LogLineLimits("connections", rate_per_s=20.0, burst=1000.0, each_at_once=1000.0)
         self.emptied: list[DeviceSession] = []
         self.seen: list[tuple[str, int]] = []
-        self.recorded: list[tuple[str, str | None, dict[str, str]]] = []
+        self.recorded: list[tuple[str, str | None, dict[str, str | int | float]]] = []
         self.histories = Histories(limits, BREWOS)
         self.attached: set[Attachment] = set()
         self.client_counts = ClientCounts()
@@ -70,7 +70,7 @@ class ScriptedHost:
         return True
 
     def record_activity(
-        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]
+        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str | int | float]
     ) -> None:
         assert device_id == DEVICE_ID
         self.recorded.append((kind, user_id, dict(detail)))
@@ -945,7 +945,7 @@ async def test_a_chatty_device_is_read_for_minutes_and_its_last_state_arrives(
         device.leave()
         await wait_all_tasks_blocked()
         [offline] = [detail for kind, _, detail in opened.host.recorded if kind == "offline"]
-        assert offline["messages"] == str(last + 1), "messages that were merged count as received"
+        assert offline["messages"] == last + 1, "messages that were merged count as received"
         assert opened.counters.received_from_devices == last + 1
         assert opened.counters.merged > 0
 
@@ -959,7 +959,7 @@ async def test_throttle_is_recorded_when_it_begins_and_when_it_ends(autojump_clo
         kind, user_id, detail = opened.host.recorded[-1]
         assert (kind, user_id, len(opened.host.recorded)) == ("throttle_ended", None, 3)
         assert 30 < float(detail["throttledS"]) < 45
-        assert (int(detail["merged"]) > 3000, detail["dropped"]) == (True, "0")
+        assert (int(detail["merged"]) > 3000, detail["dropped"]) == (True, 0)
         await talk(opened, device, rate_per_s=400, duration_s=1)
         await opened.pass_s(19, device)
         assert len(opened.host.recorded) == 3, "once a minute"
@@ -1303,10 +1303,10 @@ async def test_peers_that_come_and_go_are_recorded() -> None:
         await wait_all_tasks_blocked()
         client.leave()
         await wait_all_tasks_blocked()
-        by_itself = {"by": "peer", "connectedS": "0.0"}
+        by_itself = {"by": "peer", "connectedS": 0.0}
         assert recorded == [
-            ("offline", None, {**by_itself, "messages": "0"}),
-            ("client_went", "ada", {**by_itself, "messages": "1"}),
+            ("offline", None, {**by_itself, "messages": 0}),
+            ("client_went", "ada", {**by_itself, "messages": 1}),
         ]
 
 
@@ -1326,18 +1326,18 @@ async def test_how_a_connection_ended_is_recorded_and_counted(autojump_clock: Mo
                 None,
                 {
                     "by": "peer",
-                    "code": "1001",
-                    "connectedS": "2.0",
-                    "messages": "2",
+                    "code": 1001,
+                    "connectedS": 2.0,
+                    "messages": 2,
                     "reason": "a new firmware",
-                    "roundTripMs": "42.1",
+                    "roundTripMs": 42.1,
                 },
             )
         ]
         client.stays = True
         client.fail(ValueError("no"))
         await wait_all_tasks_blocked()
-        assert opened.host.recorded[1][2]["code"] == "1011"
+        assert opened.host.recorded[1][2]["code"] == 1011
         assert opened.counters.ended == {("device", "peer", "1001"): 1, ("client", "relay", "1011"): 1}
     assert (opened.counters.devices_attached, opened.counters.clients_attached) == (1, 1)
 
@@ -1376,9 +1376,9 @@ async def test_replaced_connections_know_how_much_they_said(
         new.say(STATUS)
         await wait_all_tasks_blocked()
     over = [record for record in caplog.records if "is over" in record.getMessage()]
-    assert [(each.messages, each.connection) for each in over] == [("2", 1)]  # type: ignore[attr-defined]
+    assert [(each.messages, each.connection) for each in over] == [(2, 1)]  # type: ignore[attr-defined]
     (went,) = [record for record in caplog.records if f"device {DEVICE_ID} went" in record.getMessage()]
-    assert went.messages == "1"  # type: ignore[attr-defined]
+    assert went.messages == 1  # type: ignore[attr-defined]
     assert "the relay ended it with 1001: the relay is shutting down" in went.getMessage()
 
 

@@ -120,7 +120,7 @@ def test_all_can_be_dropped() -> None:
     hold(throttle, log(1), {"type": "status"})
     throttle.drop_all()
     assert (throttle.release_all(), throttle.dropped) == ([], 2)
-    assert throttle.summary(12.34) == {"throttledS": "12.3", "merged": "0", "dropped": "2"}
+    assert throttle.summary(12.34) == {"throttledS": 12.3, "merged": 0, "dropped": 2}
 
 
 # Reading
@@ -148,7 +148,7 @@ class Fed(PassiveSession):
 
     def __init__(self, **limits: Any) -> None:
         self.counters = Counters()
-        self.recorded: list[tuple[str, dict[str, str]]] = []
+        self.recorded: list[tuple[str, dict[str, str | int | float]]] = []
         bounds = Limits(**limits)
         lines = LogLineLimits("connections", rate_per_s=1.0, burst=10.0, each_at_once=2.0)
         presence = Presence("BRW-00000001", limits=bounds, dialect=BREWOS)
@@ -173,7 +173,7 @@ class Fed(PassiveSession):
         raise AssertionError("no command is to be recorded")
 
     def record_activity(
-        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str]
+        self, device_id: str, kind: str, user_id: str | None, detail: Mapping[str, str | int | float]
     ) -> None:
         assert (device_id, user_id) == (self.device_id, None)
         self.recorded.append((kind, dict(detail)))

@@ -174,7 +174,7 @@ def test_changing_a_role(db: Connection) -> None:
     assert changes_of(db) == [("access_changed", ONE, "bob")]
     (entry,) = activity_of(db, ONE)
     assert (entry.kind, entry.user_id, entry.at_ms) == ("role_changed", "ada", SOON_MS)
-    assert entry.detail == {"user": "bob", "role": "viewer", "until": str(LATER_MS)}
+    assert entry.detail == {"user": "bob", "role": "viewer", "until": LATER_MS}
     assert set_role(db, ONE, "bob", role="member", now_ms=SOON_MS)
     assert activity_of(db, ONE)[0].detail == {"user": "bob", "role": "member"}
     assert not set_role(db, ONE, "eve", role="owner", now_ms=SOON_MS)

@@ -10,6 +10,7 @@ from brewos_relay.registry.activity import (
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import Activity, StoredActivity
 from brewos_relay.registry.schema import devices
+from brewos_relay.vocabulary import Detail
 from support.registry import NOW_MS, device_id, new_device
 
 ONE, TWO = device_id(1), device_id(2)
@@ -76,3 +77,19 @@ def test_activity_of_removed_or_unowned_devices_is_not_stored(db: Connection) ->
     assert all(len(activity_of(db, id_)) == 1 for id_ in there)
     assert activity_of(db, gone) == activity_of(db, unowned) == []
     assert len(activity_of(db, by_hand)) == 1
+
+
+def test_numbers_are_numbers_also_in_entries_of_earlier_versions(db: Connection) -> None:
+    numbers: Detail = {
+        "code": 1001,
+        "connectedS": 2.5,
+        "messages": 7,
+        "roundTripMs": 42.1,
+        "by": "peer",
+        "share": "12",
+    }
+    texts: Detail = {name: str(value) for name, value in numbers.items()}
+    details: list[Detail] = [numbers, texts, {"code": "x"}]
+    for detail in details:
+        add_activity(db, [Activity(device_id=ONE, at_ms=1, kind="offline", detail=detail)])
+    assert [entry.detail for entry in activity_of(db, ONE)] == [{"code": "x"}, numbers, numbers]

@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, rename="camel", kw_only=True):
     kind: ActivityKind
     user_id: str | None
     email: str | None
-    detail: dict[str, str]
+    detail: dict[str, str | int | float]
 
 
 class ActivityAnswer(msgspec.Struct):

@@ -1,6 +1,5 @@
 """`brewos-relay device activity` and `doctor`: what users did with a device, and when it was connected."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +11,7 @@ from brewos_relay.commands.parameters import data_dir_option, device_argument, j
 from brewos_relay.commands.registry_access import existing_registry
 from brewos_relay.errors import DeviceUnknown
 from brewos_relay.texts import is_showable
-from brewos_relay.vocabulary import iso_time, now_ms
+from brewos_relay.vocabulary import Detail, iso_time, now_ms
 
 _ENTRIES: Final = 5000
 
@@ -109,7 +108,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
             click.echo(f"{iso_time(event.at_ms)}  connected" + (f", after {since} offline" if since else ""))
         else:
             trip = event.detail.get("roundTripMs")
-            notes = [f"round trip {trip} ms"] if trip else []
+            notes = [f"round trip {trip} ms"] if trip is not None else []
             if "messages" in event.detail:
                 notes.append(f"{event.detail['messages']} messages")
             more = f" ({', '.join(notes)})" if notes else ""
@@ -117,7 +116,7 @@ def device_doctor(device_id: str, limit: int, as_json: bool, data_dir: Path | No
             click.echo(f"{iso_time(event.at_ms)}  disconnected{there}: {end_reason(event)}{more}")
 
 
-def _throttle_summary(detail: Mapping[str, str]) -> str:
+def _throttle_summary(detail: Detail) -> str:
     """Say how long a device was throttled, and what became of its messages."""
     if not {"throttledS", "merged", "dropped"} <= detail.keys():
         return ""
@@ -174,7 +173,7 @@ def activity(device_id: str, limit: int, as_json: bool, data_dir: Path | None) -
         return
     for each in found:
         who = "-" if each.user_id is None else emails.get(each.user_id, each.user_id)
-        detail = "  ".join(f"{key}={_quote(value)}" for key, value in each.detail.items())
+        detail = "  ".join(f"{key}={_quote(str(value))}" for key, value in each.detail.items())
         click.echo(f"{iso_time(each.at_ms)}  {each.kind:<13}  {who}  {detail}".rstrip())
 
 

@@ -19,7 +19,7 @@ const WORDS = {
   online: () => "came online",
   offline: () => "went offline",
   throttled: () => "sends too many messages: they are merged",
-  throttle_ended: ({ dropped }) => `sends at its normal rate again${dropped && dropped !== "0" ? ` (${dropped} messages dropped)` : ""}`,
+  throttle_ended: ({ dropped }) => `sends at its normal rate again${dropped ? ` (${dropped} messages dropped)` : ""}`,
   client_came: () => "started watching",
   client_went: () => "stopped watching",
   token_copied: () => "was signed out, because a copy of the session was used",

@@ -51,15 +51,19 @@ SHUT_DOWN: Final = PeerEnd("relay", CloseCode.GOING_AWAY, "the relay is shutting
 """The end of a peer that is attached when the relay closes."""
 
 
-def end_details(end: PeerEnd, *, connected_s: float, received: int) -> dict[str, str]:
+def end_details(end: PeerEnd, *, connected_s: float, received: int) -> dict[str, str | int | float]:
     """Return the details of an end as the activity keeps them."""
-    detail = {"by": end.by, "connectedS": f"{connected_s:.1f}", "messages": str(received)}
+    detail: dict[str, str | int | float] = {
+        "by": end.by,
+        "connectedS": round(connected_s, 1),
+        "messages": received,
+    }
     if end.code is not None:
-        detail["code"] = str(int(end.code))
+        detail["code"] = int(end.code)
     if reason := shown(end.reason):
         detail["reason"] = reason
     if end.round_trip_s is not None:
-        detail["roundTripMs"] = f"{end.round_trip_s * 1000:.1f}"
+        detail["roundTripMs"] = round(end.round_trip_s * 1000, 1)
     return detail
 
 

@@ -1,7 +1,7 @@
 """Recording: what the log and the activity say about attachments."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -12,6 +12,7 @@ from brewos_relay.core.peer import SHUT_DOWN, Receive, end_details, shown
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.messages import CommandHead, Message
+from brewos_relay.vocabulary import Detail
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class ActivityEvent(msgspec.Struct, frozen=True, gc=False):
     kind: EventKind
     user_id: str | None
     """The user who caused it, if any."""
-    detail: Mapping[str, str]
+    detail: Detail
     anonymous: bool = False
     """Whether the device registered itself and has no user."""
     info: DeviceInfo | None = None
@@ -38,9 +39,7 @@ class ActivityEvent(msgspec.Struct, frozen=True, gc=False):
 class Recorder(Protocol):
     """Records activity of devices and clients."""
 
-    def record_activity(
-        self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
-    ) -> None:
+    def record_activity(self, device_id: str, kind: EventKind, user_id: str | None, detail: Detail) -> None:
         """Record activity of a device, or of a client of the user."""
 
     def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> bool:
@@ -60,7 +59,7 @@ def log_fields(attachment: Attachment) -> dict[str, object]:
     return fields
 
 
-def end_details_of(attachment: Attachment) -> dict[str, str]:
+def end_details_of(attachment: Attachment) -> dict[str, str | int | float]:
     """Return the details of the end of an attachment as the activity keeps them."""
     return end_details(
         attachment.end or SHUT_DOWN,

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -40,7 +40,7 @@ from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot, Snapsho
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
 from brewos_relay.messages import CommandHead, Delivery, Message
-from brewos_relay.vocabulary import LONG_AGO, Role, now_ms
+from brewos_relay.vocabulary import LONG_AGO, Detail, Role, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -530,9 +530,7 @@ class Relay:
         except Exception:
             log.exception("on_seen failed for device %s", device_id)
 
-    def record_activity(
-        self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
-    ) -> None:
+    def record_activity(self, device_id: str, kind: EventKind, user_id: str | None, detail: Detail) -> None:
         """Record activity of a device or a client, by calling `on_activity`."""
         if self._on_activity is None:
             return

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 import trio
@@ -41,7 +41,7 @@ from brewos_relay.core.throttle import DeviceFeed
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import CommandHead, Delivery, Message
-from brewos_relay.vocabulary import LONG_AGO, now_ms
+from brewos_relay.vocabulary import LONG_AGO, Detail, now_ms
 
 
 class SessionHost(Protocol):
@@ -70,9 +70,7 @@ class SessionHost(Protocol):
     def device_seen(self, device_id: str, at_ms: int) -> None:
         """Report that a device came or went."""
 
-    def record_activity(
-        self, device_id: str, kind: EventKind, user_id: str | None, detail: Mapping[str, str]
-    ) -> None:
+    def record_activity(self, device_id: str, kind: EventKind, user_id: str | None, detail: Detail) -> None:
         """Record activity of a device or a client."""
 
     def record_command(self, device_id: str, user_id: str | None, head: CommandHead, outcome: str) -> bool:
@@ -373,7 +371,7 @@ class DeviceSession:
                 self._device_went(connection)
         self.presence.forget_state(key_ended=True)  # it was the state of a device with another key
 
-    def _record(self, kind: EventKind, client: ClientAttachment, detail: Mapping[str, str]) -> None:
+    def _record(self, kind: EventKind, client: ClientAttachment, detail: Detail) -> None:
         """Record activity of a client."""
         self._host.record_activity(self.device_id, kind, client.grant.user_id, detail)
 

@@ -188,12 +188,12 @@ class Throttle:
         """Drop all messages."""
         self.dropped += len(self._take_oldest(len(self._held)))
 
-    def summary(self, now: float) -> dict[str, str]:
+    def summary(self, now: float) -> dict[str, str | int | float]:
         """Return the details that the activity keeps."""
         return {
-            "throttledS": f"{now - self.began_at:.1f}",
-            "merged": str(self.merged),
-            "dropped": str(self.dropped),
+            "throttledS": round(now - self.began_at, 1),
+            "merged": self.merged,
+            "dropped": self.dropped,
         }
 
     def _take_oldest(self, count: int) -> list[Message]:

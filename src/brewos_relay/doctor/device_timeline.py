@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from brewos_relay.registry.records import ActivityKind, StoredActivity
+from brewos_relay.vocabulary import Detail
 
 _TURNS: Final = frozenset({"online", "offline"})
 _THROTTLES: Final = frozenset({"throttled", "throttle_ended"})
@@ -26,7 +27,7 @@ class TimelineEvent:
     at_ms: int
     kind: ActivityKind
     since_ms: int | None
-    detail: Mapping[str, str]
+    detail: Detail
 
     @property
     def online(self) -> bool:
@@ -103,7 +104,7 @@ def format_duration(length_ms: float) -> str:
     return f"{left_s // 60} min {left_s % 60} s"
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str | float | None) -> float | None:
     try:
         return None if text is None else float(text)
     except ValueError:

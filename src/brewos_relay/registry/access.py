@@ -25,7 +25,7 @@ from brewos_relay.registry.devices import (
 from brewos_relay.registry.records import Access, Activity, ActivityKind, DeviceUser, OwnedDevice
 from brewos_relay.registry.schema import device_users, devices, shares, users
 from brewos_relay.registry.shots import forget_shots
-from brewos_relay.vocabulary import Role, role_includes
+from brewos_relay.vocabulary import Detail, Role, role_includes
 
 Left = Literal["left", "removed"]
 
@@ -217,9 +217,9 @@ def set_role(
     _grant(db, changed, had, now_ms=now_ms)
     if not _covers(changed, had):
         _end_shares(db, device_id)
-    detail = {"user": user_id, "role": role}
+    detail: dict[str, str | int | float] = {"user": user_id, "role": role}
     if until_ms is not None:
-        detail["until"] = str(until_ms)
+        detail["until"] = until_ms
     _record(db, device_id, "role_changed", by_user_id, detail, now_ms=now_ms)
     return True
 
@@ -390,7 +390,7 @@ def _record(
     device_id: str,
     kind: ActivityKind,
     by_user_id: str | None,
-    detail: dict[str, str],
+    detail: Detail,
     *,
     now_ms: int,
 ) -> None:

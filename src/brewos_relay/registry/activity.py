@@ -1,7 +1,7 @@
 """Activity: the history of a device, with the user of each entry."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select
@@ -30,6 +30,18 @@ _KNOWN: Final = (
     .where(devices.c.id.in_(bindparam("ids", expanding=True)))
     .where(or_(~devices.c.registered_itself, exists().where(device_users.c.device_id == devices.c.id)))
 )
+
+
+_NUMBERS: Final[Mapping[str, type[int] | type[float]]] = {
+    "code": int,
+    "connectedS": float,
+    "dropped": int,
+    "merged": int,
+    "messages": int,
+    "roundTripMs": float,
+    "throttledS": float,
+    "until": int,
+}
 
 
 def add_activity(db: Connection, entries: Sequence[Activity]) -> None:
@@ -85,5 +97,21 @@ def _storable(user_id: str) -> str:
 def _stored(row: Sequence[Any]) -> StoredActivity:
     id_, device_id, at_ms, kind, user_id, detail = row
     return StoredActivity(
-        id=id_, device_id=device_id, at_ms=at_ms, kind=kind, user_id=user_id, detail=json.loads(detail)
+        id=id_,
+        device_id=device_id,
+        at_ms=at_ms,
+        kind=kind,
+        user_id=user_id,
+        detail={name: _as_number(name, each) for name, each in json.loads(detail).items()},
     )
+
+
+def _as_number(name: str, value: str | int | float) -> str | int | float:
+    """Return a detail as it is written now: earlier versions stored numbers as texts."""
+    kind = _NUMBERS.get(name)
+    if kind is None or not isinstance(value, str):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value

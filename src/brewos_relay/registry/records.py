@@ -9,7 +9,7 @@ from typing import Literal
 
 from brewos_relay.core.grant import NamedDevices
 from brewos_relay.texts import NAME_CHARS, USER_ID_CHARS, is_identifier, is_name
-from brewos_relay.vocabulary import GuestRole, Role
+from brewos_relay.vocabulary import Detail, GuestRole, Role
 
 ChangeKind = Literal[
     "session_ended",
@@ -184,7 +184,7 @@ class Activity:
     at_ms: int
     kind: ActivityKind
     user_id: str | None = None
-    detail: Mapping[str, str] = field(default_factory=dict)
+    detail: Detail = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
