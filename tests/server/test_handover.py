@@ -160,28 +160,55 @@ async def test_places_end_with_the_device_and_its_clients() -> None:
         assert one.handover.find(MACHINE) is two.handover.find(MACHINE) is None
 
 
-async def test_first_connections_stay_unless_another_worker_has_clearly_fewer_devices() -> None:
+async def test_first_connections_stay_unless_another_worker_has_clearly_fewer_devices(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "_EXPECTED_S", 1.0)
+    new = map(machine_id, range(1000, 2000))
     async with linked() as (one, two):
         for number in range(100, 200):
             two.handover.device_came(machine_id(number), 0.0)
-        for number in range(200, 325):
+        for number in range(200, 311):
             one.handover.device_came(machine_id(number), 0.0)
         await settled()
-        assert one.handover.find(MACHINE) is two.handover.find(MACHINE) is None, "about the same number"
+        assert one.handover.find(next(new)) is two.handover.find(next(new)) is None, "a tenth more"
         one.handover.device_wanted(machine_id(200))
-        one.handover.device_came(machine_id(325), 0.0)
-        one.handover.device_wanted(machine_id(326))
+        one.handover.device_wanted(machine_id(311))
         await settled()
-        assert (one.handover.find(MACHINE), two.handover.find(MACHINE)) == (2, None)
+        assert (one.handover.find(next(new)), two.handover.find(next(new))) == (2, None)
         assert one.handover.find(machine_id(150)) == 2
-        one.handover.device_went(machine_id(325))
-        one.handover.device_unwanted(machine_id(326))
-        two.handover.device_wanted(OTHER)
+        await trio.sleep(handover._EXPECTED_S + 1)
+        one.handover.device_unwanted(machine_id(311))
+        one.handover.device_went(machine_id(310))
         await settled()
-        assert one.handover.find(MACHINE) is None, "what went does not count"
+        assert one.handover.find(next(new)) is None, "what went does not count"
         two.handover._siblings[1].channel.close()
         await settled()
-        assert one.handover.find(MACHINE) is None, "it is alone"
+        assert one.handover.find(next(new)) is None, "it is alone"
+
+
+async def test_new_devices_count_before_they_are_there(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "_EXPECTED_S", 1.0)
+    new = [machine_id(number) for number in range(1000, 1050)]
+    async with linked() as (one, two):
+        places = [one.handover.find(device_id) for device_id in new]
+        assert 23 <= places.count(2) <= 25
+        assert [one.handover.find(device_id) for device_id in new] == places, "also for an app"
+        for device_id, place in zip(new, places, strict=True):
+            (two if place == 2 else one).handover.device_came(device_id, 0.0)
+        await settled()
+        assert not one.handover._expected
+        assert set(one.handover._expected_at.values()) == {0}
+        one.handover.find(OTHER)
+        await trio.sleep(handover._EXPECTED_S + 1)
+        one.handover.find(MACHINE)
+        assert list(one.handover._expected) == [MACHINE], "the other one was refused"
+        for number in range(handover._MOST_EXPECTED + 10):
+            one.handover.find(machine_id(number))
+        assert len(one.handover._expected) <= handover._MOST_EXPECTED
+        assert one.handover._expected_at.total() == len(one.handover._expected)
 
 
 async def test_connections_of_one_pass_go_together(monkeypatch: pytest.MonkeyPatch) -> None:

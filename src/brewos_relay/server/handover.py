@@ -12,8 +12,9 @@ import logging
 import os
 import re
 import socket
+from collections import Counter
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from typing import Final, Protocol
 
 import trio
@@ -36,8 +37,11 @@ _TAKEN_AT_ONCE: Final = 1000
 _PLACES_AT_ONCE: Final = 2000
 """The most devices in one message."""
 _SPARE_SHARE: Final = 0.1
-_SPARE: Final = 16
+_SPARE: Final = 1
 """A worker may have a tenth more devices than another one, and this many more, before it passes new ones."""
+_EXPECTED_S: Final = 10.0
+"""How long a new device counts for the worker that its connection went to, until it is there."""
+_MOST_EXPECTED: Final = 5000
 _NONE, _CLIENTS, _DEVICE = range(3)
 
 _end_pass: Final = trio.lowlevel.cancel_shielded_checkpoint
@@ -124,6 +128,10 @@ class Handover:
         self._device_at: dict[str, int] = {}
         self._clients_at: dict[str, int] = {}
         self._siblings: dict[int, _Sibling] = {}
+        self._expected: dict[str, tuple[int, float]] = {}
+        """New devices: the worker that their connection went to, and when (trio time)."""
+        self._expected_at: Counter[int] = Counter()
+        """How many of them each worker has."""
         self._changed: dict[str, None] = {}
         self._has_changed = trio.Event()
         self._numbers = count()
@@ -149,6 +157,7 @@ class Handover:
         self._set_own(device_id, self._own.get(device_id, _NONE) & ~_CLIENTS)
 
     def _set_own(self, device_id: str, place: int) -> None:
+        self._expect_no_longer(device_id)
         if place:
             self._own[device_id] = place
         else:
@@ -173,11 +182,31 @@ class Handover:
         at = self._device_at.get(device_id)
         if at is None and not own:
             at = self._clients_at.get(device_id)
-            if at is None and self._siblings:
-                least = min(self._siblings.values(), key=lambda sibling: sibling.places)
-                if len(self._own) > least.places * (1 + _SPARE_SHARE) + _SPARE:
-                    at = least.number
-        return at
+            if at is None:
+                at = self._find_room(device_id)
+        return at if at != self._number else None
+
+    def _find_room(self, device_id: str) -> int:
+        """Return the number of the worker for a new device, and count the device there from now on."""
+        now = trio.current_time()
+        for expected, (_, at) in list(islice(self._expected.items(), 2)):
+            if at < now - _EXPECTED_S or len(self._expected) >= _MOST_EXPECTED:
+                self._expect_no_longer(expected)  # it was refused
+        if device_id in self._expected:
+            return self._expected[device_id][0]
+        loads = {number: each.places + self._expected_at[number] for number, each in self._siblings.items()}
+        number = self._number
+        if loads:
+            least = min(loads, key=loads.__getitem__)
+            if len(self._own) + self._expected_at[number] > loads[least] * (1 + _SPARE_SHARE) + _SPARE:
+                number = least
+        self._expected[device_id] = number, now
+        self._expected_at[number] += 1
+        return number
+
+    def _expect_no_longer(self, device_id: str) -> None:
+        if (expected := self._expected.pop(device_id, None)) is not None:
+            self._expected_at[expected[0]] -= 1
 
     def is_elsewhere(self, device_id: str) -> bool:
         """Whether another worker has the device, or may have it and has not told its places yet."""
@@ -317,6 +346,7 @@ class Handover:
             case Places():
                 sibling.has_told = True
                 for device_id, place in message.changed.items():
+                    self._expect_no_longer(device_id)
                     before = self._device_at.get(device_id), self._clients_at.get(device_id)
                     sibling.places += bool(place) - (sibling.number in before)
                     _place(self._device_at, device_id, sibling.number, bool(place & _DEVICE))
@@ -360,6 +390,10 @@ class Handover:
         sibling.forget_offers()
         if self._siblings.get(sibling.number) is sibling:
             del self._siblings[sibling.number]
+            for device_id in [
+                each for each, (number, _) in self._expected.items() if number == sibling.number
+            ]:
+                self._expect_no_longer(device_id)
             for places in (self._device_at, self._clients_at):
                 for device_id in [each for each, number in places.items() if number == sibling.number]:
                     del places[device_id]
