@@ -1,4 +1,4 @@
-"""A reduced model of the built BrewOS app: its routes without a session, and its service worker.
+"""A reduced model of the built BrewOS app: its routes without a session, and its worker.
 
 It follows the contract of the app in the field, with as little of its interface as the tests need.
 """
@@ -47,6 +47,7 @@ window.app = {
     navigate("/login");
   },
 };
+navigator.serviceWorker?.addEventListener("message", ({ data }) => (window.app.shown = data.shown));
 addEventListener("popstate", render);
 render();
 if ("serviceWorker" in navigator) {
@@ -102,7 +103,10 @@ self.addEventListener("fetch", (event) => {
 
 self.addEventListener("push", (event) => {
   const { title, body, tag, data } = event.data.json();
-  event.waitUntil(self.registration.showNotification(title, { body, tag, data }));
+  const tell = async () => {
+    for (const page of await self.clients.matchAll()) page.postMessage({ shown: { title, body, data } });
+  };
+  event.waitUntil(self.registration.showNotification(title, { body, tag, data }).then(tell));
 });
 """
 

@@ -48,6 +48,8 @@ class Page:
         self._number = 0
         self.problems: list[str] = []
         self.requests: list[str] = []
+        self.registrations: dict[str, str] = {}
+        """The ids of service workers by scope, once the domain ServiceWorker is enabled."""
 
     async def call(self, method: str, **params: Any) -> Any:
         """Call a method of the protocol; AssertionError if it fails."""
@@ -158,6 +160,9 @@ class Page:
                 self.problems.append(str(message["params"]["args"]))
             case "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
+            case "ServiceWorker.workerRegistrationUpdated":
+                for each in message["params"]["registrations"]:
+                    self.registrations[each["scopeURL"]] = each["registrationId"]
             case "Network.webSocketCreated":
                 self.requests.append(message["params"]["url"])
 
