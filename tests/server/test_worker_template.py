@@ -60,6 +60,7 @@ async def test_workers_are_forks_that_share_memory_and_report_how_they_ended(
     with trio.fail_after(60):
         (one, to_one), (two, to_two) = await start(template), await start(template)
         assert sorted([one.pid, two.pid]) == children(pid_of(template))
+        assert len(os.listdir(f"/proc/{pid_of(template)}/task")) == 1, "a fork has no other thread"  # noqa: PTH208
         assert private_kib(one.pid) < 20_000, "a process that imports everything has 60,000"
         to_one.send(Hurry())  # which is not what a worker expects first
         assert await one.wait() == NOT_STARTED
