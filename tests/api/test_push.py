@@ -1,6 +1,7 @@
 """Notifications: the requests of the app with its cookie, and those of machines with their key."""
 
 import base64
+import hashlib
 import secrets
 import time
 from collections.abc import Sequence
@@ -168,6 +169,25 @@ async def test_browser_subscribes_and_unsubscribes_without_a_token(house: Househ
     assert await recipients(house) == [user_id]  # it is not theirs
     assert (await browser.ask("POST", "/api/push/unsubscribe", body))[0] == 200
     assert await recipients(house) == []
+
+
+async def test_user_lists_subscriptions_and_takes_a_machine_out(house: Household) -> None:
+    token = await house.signed_in("ada")
+    browser = Browser(house)
+    body = {"subscription": subscription()}
+    await browser.ask("POST", "/api/push/subscribe", body, token=token)
+    status, content = await browser.ask("GET", "/api/push/subscriptions", token=token)
+    (listed,) = content["subscriptions"]
+    assert (status, browser.headers["Vary"]) == (200, "*")
+    assert (listed["id"], listed["deviceIds"]) == (
+        hashlib.sha256(ENDPOINT.encode()).hexdigest(),
+        [MACHINE, SECOND],
+    )
+    assert ENDPOINT not in str(content)  # whoever has it could send to the browser
+    await browser.ask("POST", "/api/push/unsubscribe", {**body, "deviceId": MACHINE.lower()}, token=token)
+    assert (await recipients(house), await recipients(house, SECOND)) == ([], ["ada"])
+    other = await Browser(house).sign_in("ben@example.org")
+    assert await other.ask("GET", "/api/push/subscriptions") == (200, {"subscriptions": []})
 
 
 async def test_signing_out_ends_the_notifications_of_this_browser(house: Household) -> None:

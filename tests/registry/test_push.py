@@ -84,6 +84,17 @@ def test_subscriptions_are_kept_by_user_and_device(db: Connection) -> None:
     assert (recipients(db), push.watched_devices(db)) == ([2], {KITCHEN})
 
 
+def test_one_device_can_leave_a_subscription(db: Connection) -> None:
+    subscribe(db, 1, device_ids=[KITCHEN, OFFICE])
+    assert not push.unsubscribe(db, subscription(1).id, user_id="bob", device_id=OFFICE)
+    assert push.subscriptions_of(db, "ada") == {subscription(1).id: (NOW_MS, [KITCHEN, OFFICE])}
+    assert push.unsubscribe(db, subscription(1).id, user_id="ada", device_id=OFFICE)
+    assert not push.unsubscribe(db, subscription(1).id, user_id="ada", device_id=OFFICE)
+    assert push.unsubscribe(db, subscription(1).id, user_id="ada", device_id=KITCHEN)
+    assert push.subscriptions_of(db, "ada") == {subscription(1).id: (NOW_MS, [])}
+    assert push.subscriptions_of(db, "bob") == {}
+
+
 def test_access_and_session_are_checked_when_a_notification_is_sent(db: Connection) -> None:
     subscribe(db, 1)
     subscribe(db, 2, "bob", device_ids=[KITCHEN, OFFICE], at_ms=NOW_MS + 1)

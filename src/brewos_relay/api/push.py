@@ -28,7 +28,7 @@ from brewos_relay.protocols import Notifier, Registry
 from brewos_relay.registry import push
 from brewos_relay.registry.access import devices_of
 from brewos_relay.registry.authority import Authority
-from brewos_relay.vocabulary import now_ms, parse_device_id
+from brewos_relay.vocabulary import iso_time, now_ms, parse_device_id
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +69,25 @@ class NamedSubscription(SecretStruct):
     endpoint: _Url
 
 
-class UnsubscribeBody(SecretStruct):
-    """The subscription that ends."""
+class UnsubscribeBody(SecretStruct, rename="camel"):
+    """The subscription that ends, or the device that leaves it."""
 
     subscription: NamedSubscription
+    device_id: ShortText | None = None
+
+
+class ListedSubscription(msgspec.Struct, rename="camel"):
+    """A subscription of the user. `id` is SHA-256 of its endpoint, in hexadecimal digits."""
+
+    id: str
+    created_at: str
+    device_ids: list[str]
+
+
+class SubscriptionList(msgspec.Struct):
+    """The subscriptions of the user, the oldest first."""
+
+    subscriptions: list[ListedSubscription]
 
 
 class FirmwareNotification(msgspec.Struct):
@@ -106,6 +121,7 @@ class PushRoutes:
                 "GET /api/push/vapid-key": self.vapid_key,
                 "POST /api/push/subscribe": self.push_subscribe,
                 "POST /api/push/unsubscribe": self.push_unsubscribe,
+                "GET /api/push/subscriptions": self.push_subscriptions,
                 "GET /api/push/preferences": self.push_preferences,
                 "POST /api/push/preferences": self.set_push_preferences,
                 "POST /api/push/notify": self.push_notify,
@@ -165,7 +181,12 @@ class PushRoutes:
         notifier.watch(device_ids)
         return json_answer(Done())
 
-    @described("End the subscription of a browser", body=UnsubscribeBody, answer=Done, refusals=[404])
+    @described(
+        "End the subscription of a browser, or for one device",
+        body=UnsubscribeBody,
+        answer=Done,
+        refusals=[404],
+    )
     async def push_unsubscribe(self) -> Response:
         self._on()
         requester = await self.authenticator(request)
@@ -175,8 +196,20 @@ class PushRoutes:
             push.unsubscribe,
             _id_of(body.subscription.endpoint),
             user_id=requester.user_id,
+            device_id=body.device_id.upper() if body.device_id is not None else None,
         )
         return json_answer(Done())
+
+    @described("List your subscriptions", answer=SubscriptionList, refusals=[404])
+    async def push_subscriptions(self) -> Response:
+        self._on()
+        requester = await self.authenticator(request)
+        found = await self.store.read(push.subscriptions_of, requester.user_id)
+        listed = [
+            ListedSubscription(id_.hex(), iso_time(created_at_ms), device_ids)
+            for id_, (created_at_ms, device_ids) in found.items()
+        ]
+        return not_kept(json_answer(SubscriptionList(listed)))
 
     @described("Read which kinds of notifications you want", answer=dict[str, bool], refusals=[404])
     async def push_preferences(self) -> Response:

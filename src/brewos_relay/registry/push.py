@@ -60,6 +60,12 @@ _SUBSCRIBED: Final = (
     .where(push_devices.c.subscription_id == bindparam("of_subscription"))
     .order_by(push_devices.c.device_id)
 )
+_OF_USER: Final = (
+    select(_ALL.id, _ALL.created_at_ms, push_devices.c.device_id)
+    .join_from(push_subscriptions, push_devices, push_devices.c.subscription_id == _ALL.id, isouter=True)
+    .where(_ALL.user_id == bindparam("of_user"))
+    .order_by(_ALL.created_at_ms, _ALL.id, push_devices.c.device_id)
+)
 _WATCHED: Final = select(push_devices.c.device_id).distinct().limit(WATCHED_AT_MOST)
 _LONG_OFFLINE: Final = (
     select(devices.c.id, devices.c.last_seen_ms)
@@ -153,10 +159,29 @@ def subscribe(
         db.execute(delete(push_subscriptions).where(_ALL.id.in_(too_many)))
 
 
-def unsubscribe(db: Connection, subscription_id: bytes, *, user_id: str) -> bool:
-    """Remove a subscription of a user. False if there is none."""
-    ended = delete(push_subscriptions).where(_ALL.id == subscription_id, _ALL.user_id == user_id)
-    return db.execute(ended).rowcount > 0
+def unsubscribe(
+    db: Connection, subscription_id: bytes, *, user_id: str, device_id: str | None = None
+) -> bool:
+    """Remove a subscription of a user, or one device from it. False if there is none."""
+    own = (_ALL.id == subscription_id, _ALL.user_id == user_id)
+    if device_id is None:
+        return db.execute(delete(push_subscriptions).where(*own)).rowcount > 0
+    device = (
+        push_devices.c.subscription_id == subscription_id,
+        push_devices.c.device_id == device_id,
+        exists().where(*own),
+    )
+    return db.execute(delete(push_devices).where(*device)).rowcount > 0
+
+
+def subscriptions_of(db: Connection, user_id: str) -> dict[bytes, tuple[int, list[str]]]:
+    """List the subscriptions of a user: when each was made, and its devices."""
+    found: dict[bytes, tuple[int, list[str]]] = {}
+    for id_, created_at_ms, device_id in db.execute(_OF_USER, {"of_user": user_id}):
+        devices_of_it = found.setdefault(id_, (created_at_ms, []))[1]
+        if device_id is not None:
+            devices_of_it.append(device_id)
+    return found
 
 
 def preferences_of(db: Connection, user_id: str) -> dict[str, bool]:
