@@ -183,7 +183,7 @@ async def test_user_lists_subscriptions_and_takes_a_machine_out(house: Household
         hashlib.sha256(ENDPOINT.encode()).hexdigest(),
         [MACHINE, SECOND],
     )
-    assert ENDPOINT not in str(content)  # whoever has it could send to the browser
+    assert ENDPOINT not in str(content)  # its holder could send to the browser
     await browser.ask("POST", "/api/push/unsubscribe", {**body, "deviceId": MACHINE.lower()}, token=token)
     assert (await recipients(house), await recipients(house, SECOND)) == ([], ["ada"])
     other = await Browser(house).sign_in("ben@example.org")

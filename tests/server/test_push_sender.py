@@ -114,7 +114,7 @@ async def test_preferences_are_honoured_and_a_refused_kind_is_not_used_up(
     await subscribe(store, service, "ada", "/a")
     await subscribe(store, service, "ben", "/b")
     await store.write(push.set_preferences, "ada", {"machineReady": False})
-    await sender.send(Notice(DEVICE, KINDS["brewComplete"]))  # nobody has chosen it
+    await sender.send(Notice(DEVICE, KINDS["brewComplete"]))  # no user has chosen it
     await store.write(push.set_preferences, "ben", {"brewComplete": True})
     await sender.send(Notice(DEVICE, KINDS["brewComplete"]))
     await sender.send(READY)

@@ -178,7 +178,7 @@ class LogRoutes:
     async def _ask_config(self, device_id: str) -> LogView | None:
         """Return the log of a device, with settings that it has sent just now if it is online.
 
-        A device is asked at most every `FRESH_S`, whoever reads its settings.
+        A device is asked at most every `FRESH_S`, also if several users read its settings.
         """
         view = await self.relay.log_of(device_id, "look")
         if view is not None and view.age_s < FRESH_S:

@@ -286,7 +286,7 @@ _AnyObject = msgspec.defstruct("Preferences", [(name, bool | None, None) for nam
 
 
 async def _report_in(asked: Request) -> NotifyBody:
-    """Decode the report of a machine, whatever its type is declared as. Raises Refused (400)."""
+    """Decode the report of a machine, with any content type. Raises Refused (400)."""
     content = await asked.get_data(as_text=False)
     try:
         return msgspec.json.decode(content, type=NotifyBody)

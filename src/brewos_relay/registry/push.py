@@ -125,7 +125,7 @@ def subscribe(
 ) -> None:
     """Add devices to a subscription, and the subscription itself if it is new.
 
-    A browser has one endpoint, whoever uses it: a subscription of another user or session with it gives way.
+    A browser has one endpoint for all of its users: a subscription of another user or session gives way.
     Raises TokenRejected without a session.
     """
     if session_id is None:

@@ -1,7 +1,7 @@
 """Watching machines for notifications: changes of their states, and long absences.
 
-The watcher looks at the states that the relay keeps, for devices with a subscription. The messages themselves
-pass as if nobody watched. The instance that has a device watches it.
+The watcher looks at the states that the relay keeps, for devices with a subscription. No message costs
+more for it. The instance that has a device watches it.
 """
 
 import logging
@@ -31,13 +31,13 @@ FORGET_S: Final = 300.0
 SETTLE_S: Final = 600.0
 """How long devices have to come back after a start, before any counts as absent for long."""
 LATE_MS: Final = 24 * 3600 * 1000
-"""An absence that is older by this much was noticed by nobody, and is no news any more."""
+"""An absence that is older by this much is no news any more."""
 _DEVICES_PER_PASS: Final = 200
 
 
 @dataclass(slots=True)
 class _Watched:
-    """What was seen of a device last."""
+    """The last state of a device that was seen."""
 
     seen_at: float
     fields: dict[str, bytes]
