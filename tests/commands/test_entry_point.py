@@ -43,6 +43,7 @@ COMMANDS = {
     ("device", "remove"),
     ("device", "release"),
     ("device", "rotate-key"),
+    ("device", "shots"),
     ("device", "take"),
     ("device", "users"),
     ("doctor",),
@@ -247,7 +248,7 @@ def test_closed_pipe_ends_a_command_quietly(run: Run, monkeypatch: pytest.Monkey
 _WAIT = """
 import sys, types, time
 stand_in = types.ModuleType("brewos_relay.commands.run_demo")
-def run_demo(port):
+def run_demo(port, **_):
     print("ready", flush=True)
     time.sleep(30)
 stand_in.run_demo = run_demo

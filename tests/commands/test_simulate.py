@@ -105,7 +105,13 @@ DEMO = ("brewos_relay.commands.run_demo", "run_demo")
 def test_demo_runs_with_the_port(run: Run, stand_in: StandIn, args: list[str], port: int | None) -> None:
     calls = stand_in(*DEMO)
     assert run("demo", *args).code == 0
-    assert calls == [((port,), {})]
+    assert calls == [((port,), {"is_local": False, "verbose": False})]
+
+
+def test_demo_passes_its_flags(run: Run, stand_in: StandIn) -> None:
+    calls = stand_in(*DEMO)
+    assert run("demo", "--local", "-v").code == 0
+    assert calls == [((None,), {"is_local": True, "verbose": True})]
 
 
 def test_demo_that_cannot_start_exits_with_3(run: Run, stand_in: StandIn) -> None:

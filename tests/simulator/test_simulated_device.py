@@ -371,3 +371,24 @@ async def test_offline_command_lasts_until_a_power_cycle() -> None:
             simulator.power_cycle()
             await accepted.receive()
             nursery.cancel_scope.cancel()
+
+
+def test_shots_take_as_long_as_real_ones_if_wanted() -> None:
+    took_s = {}
+    for real in (False, True):
+        simulator = make_simulator("http://relay", rich=True, speed=6.0, shots_in_real_time=real)
+        machine = simulator.machine
+        machine.switch_on()
+        at_s = 0.0
+        while machine.state != "ready":
+            at_s += 0.5
+            simulator.tick(at_s)
+        assert at_s < 120, "it warms up at full speed"
+        assert machine.pull_shot()
+        began_s = at_s
+        while machine.shot is not None:
+            at_s += 0.1
+            simulator.tick(at_s)
+        took_s[real] = at_s - began_s
+    assert took_s[False] < 7
+    assert 20 < took_s[True] < 45

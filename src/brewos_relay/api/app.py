@@ -76,7 +76,7 @@ def create_app(
     - `allowed_origins` are the origins of other sites whose pages may send requests that change something.
     - `body_bytes` limits request bodies (413).
     - `hsts` sends Strict-Transport-Security. Set it only if browsers trust the certificate.
-    - `demo` tells pages that this is a demo.
+    - `demo` tells pages that this is a demo, whose link works more than once.
     - `problems` and `degraded` are listed by /readyz.
     - `survey` asks all instances of a cluster.
     - `find_releases` returns the firmware releases.
@@ -151,6 +151,7 @@ def create_app(
             passwords=passwords,
             request_limits=request_limits,
             lines=lines,
+            reusable_links=demo,
         ).blueprint(),
         LoginSessionRoutes(
             store=store,

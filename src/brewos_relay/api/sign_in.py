@@ -76,6 +76,8 @@ class SignInRoutes:
     passwords: PasswordCheck
     request_limits: RequestLimits
     lines: LogLineLimits | None = None
+    reusable_links: bool = False
+    """Whether a link works more than once, as in a demo."""
 
     def __post_init__(self) -> None:
         self._limiter = trio.CapacityLimiter(_THREADS)
@@ -163,6 +165,7 @@ class SignInRoutes:
                 redeem_invite,
                 hash_secret(body.token),
                 nonce_hash=None if body.nonce is None else hash_secret(body.nonce),
+                is_reusable=self.reusable_links,
                 now_ms=now_ms(),
             )
             if user is None:

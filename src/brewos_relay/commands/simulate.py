@@ -105,11 +105,14 @@ def simulate(
 
 @click.command()
 @click.option("--port", type=port_number, help="Port to listen on (default: 3001, or the next free one).")
-def demo(port: int | None) -> None:
+@click.option("--local", "is_local", is_flag=True, help="Keep it on this computer, without a QR code.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the messages that an app receives.")
+def demo(port: int | None, is_local: bool, verbose: bool) -> None:
     """Run a relay, a simulated device and an app.
 
-    The app prints the messages that it receives. The demo needs no setup, and removes all its data at the
-    end. Ctrl-C ends it.
+    Prints a link that signs a browser in, and a QR code of it for a phone in the same network, if this
+    computer has a private address. The link works until the end of the demo. The demo needs no setup, and
+    removes all its data at the end. Ctrl-C ends it.
 
     \b
     Example:
@@ -118,7 +121,7 @@ def demo(port: int | None) -> None:
     with errors_as(NotStarted, hint="; choose another port with --port"):
         from brewos_relay.commands.run_demo import run_demo
 
-        run_demo(port)
+        run_demo(port, is_local=is_local, verbose=verbose)
 
 
 def _identities(count: int | None, keys_file: BinaryIO | None, first_id: str) -> "list[DeviceIdentity]":

@@ -87,7 +87,10 @@ onAction(byId("accept"), problem, async () => {
   storeSession(session);
   sessionStorage.removeItem(NONCE);
   history.replaceState(null, "", location.pathname + location.search);
-  if (inDemo) return goToNextPage();
+  if (inDemo) {
+    const { devices } = await sendSignedIn("GET", "/api/devices");
+    return location.replace(devices.length === 1 ? `/machine/${devices[0].id}` : "/");
+  }
   byId("account").value = session.user.email;
   byId("elsewhere").hidden = true;
   show("choose", "Set a password");

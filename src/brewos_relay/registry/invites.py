@@ -98,16 +98,27 @@ def add_invite(
 
 
 def redeem_invite(
-    db: Connection, token_hash: bytes, *, nonce_hash: bytes | None = None, now_ms: int
+    db: Connection,
+    token_hash: bytes,
+    *,
+    nonce_hash: bytes | None = None,
+    is_reusable: bool = False,
+    now_ms: int,
 ) -> User | None:
     """Use an invite up and return its account, which is created if missing. None if the invite is invalid.
+
+    An `is_reusable` invite stays, as in a demo.
 
     The account becomes an administrator if the invite says so. A browser that sends the same nonce again
     within `REDEEMED_MS` gets the account again: it may not have received the first answer.
     """
     # One statement, so that only one of two requests with the same token deletes the row.
-    used = delete(invites).where(invites.c.token_hash == token_hash, invites.c.expires_at_ms > now_ms)
-    invite = db.execute(used.returning(invites.c.email, invites.c.is_admin)).one_or_none()
+    is_it = (invites.c.token_hash == token_hash, invites.c.expires_at_ms > now_ms)
+    columns = (invites.c.email, invites.c.is_admin)
+    used = (
+        select(*columns).where(*is_it) if is_reusable else delete(invites).where(*is_it).returning(*columns)
+    )
+    invite = db.execute(used).one_or_none()
     if invite is None:
         again = {"token": token_hash, "nonce": nonce_hash, "now_ms": now_ms}
         user_id = None if nonce_hash is None else db.scalar(_REDEEMED_BY, again)
@@ -119,7 +130,7 @@ def redeem_invite(
         return None  # the account was created after the invite
     elif invite.is_admin:
         set_admin(db, user.id, True)
-    if nonce_hash is not None:
+    if nonce_hash is not None and not is_reusable:
         row = {"token_hash": token_hash, "nonce_hash": nonce_hash, "user_id": user.id}
         db.execute(insert(redeemed_invites), {**row, "expires_at_ms": now_ms + REDEEMED_MS})
     return find_user(db, user.id)

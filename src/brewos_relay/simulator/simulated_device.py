@@ -40,8 +40,8 @@ class SimulatedDevice:
     """A machine with its connections to a relay.
 
     `key` None makes a key. `registers` sends the key and a pairing token to the relay when the device is
-    switched on. `speed` is the speed of the machine's time; connection timing stays real. `announce` is
-    called with each event.
+    switched on. `speed` is the speed of the machine's time, except during shots if `shots_in_real_time`;
+    connection timing stays real. `announce` is called with each event.
 
     `key_losses` counts connections that ended within 5 s without a cause in the device. A faithful device
     then drops its key and stays offline until `power_cycle`; others continue.
@@ -57,6 +57,7 @@ class SimulatedDevice:
         policy: ConnectionPolicy = RICH,
         usage: UsagePattern | None = None,
         speed: float = 1.0,
+        shots_in_real_time: bool = False,
         start_after_s: float = 0.0,
         ssl_context: ssl.SSLContext | None = None,
         announce: Callable[[str], None] = lambda _: None,
@@ -83,6 +84,7 @@ class SimulatedDevice:
         self._registers = registers
         self._usage = usage or Barista()
         self._speed = speed
+        self._shots_in_real_time = shots_in_real_time
         self._start_after_s = start_after_s
         self._announce = announce
         self._backoff = Backoff(chance=machine.rng.random)
@@ -141,13 +143,18 @@ class SimulatedDevice:
     def tick(self, now_s: float) -> float:
         """Advance the machine and its connection; return the time of the next call."""
         machine = self.machine
-        machine.step((now_s - self._stepped_at_s) * self._speed)
+        machine.step((now_s - self._stepped_at_s) * self._pace)
         self._stepped_at_s = now_s
-        again_s = self._usage.act(machine) / self._speed
+        again_s = self._usage.act(machine) / self._pace
         if self._protocol is None:
             machine.outgoing.clear()
             return now_s + min(_OFFLINE_TICK_S, max(0.5, again_s))
         return min(self._protocol.tick(now_s), now_s + max(0.5, again_s))
+
+    @property
+    def _pace(self) -> float:
+        """The present speed of the machine's time."""
+        return 1.0 if self._shots_in_real_time and self.machine.shot is not None else self._speed
 
     # Connections
 
