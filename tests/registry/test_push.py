@@ -186,6 +186,13 @@ def test_dead_subscriptions_are_removed(db: Connection) -> None:
     push.record_failure(db, subscription(2).id, now_ms=later)
 
 
+def test_failing_subscription_is_not_asked_sooner_because_it_subscribes_again(db: Connection) -> None:
+    subscribe(db, 1)
+    push.record_failure(db, subscription(1).id, now_ms=NOW_MS)
+    subscribe(db, 1)
+    assert recipients(db) == []
+
+
 def test_success_forgets_failures(db: Connection) -> None:
     subscribe(db, 1)
     push.record_failure(db, subscription(1).id, now_ms=NOW_MS)

@@ -143,7 +143,8 @@ def subscribe(
         "failures": 0,
         "retry_at_ms": 0,
     }
-    changed = {name: row[name] for name in ("p256dh", "auth", "failures", "retry_at_ms")}
+    # Not its failures: a browser subscribes again with each page, and a push service that hangs stays one.
+    changed = {name: row[name] for name in ("p256dh", "auth")}
     added = insert_into(push_subscriptions, db.dialect.name).values(row)
     db.execute(added.on_conflict_do_update(index_elements=[_ALL.id], set_=changed))
     known = db.scalars(_SUBSCRIBED, {"of_subscription": subscription.id}).all()

@@ -24,9 +24,10 @@ from brewos_relay.vocabulary import now_ms
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 8
+WORKERS: Final = 32
+"""How many notifications are sent at a time. Many: users choose the push services, and some may hang."""
 QUEUED_AT_MOST: Final = 1000
-SEND_S: Final = 10.0
+SEND_S: Final = 5.0
 """How long a push service may take."""
 NOTICE_S: Final = 60.0
 """How long one notification to all users of a device may take."""
