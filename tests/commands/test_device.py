@@ -1,6 +1,8 @@
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,12 +13,13 @@ import pytest
 
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.cli import main
-from brewos_relay.commands.output import print_table
+from brewos_relay.commands.output import local_time, print_table
 from brewos_relay.registry.access import users_of
+from brewos_relay.registry.activity import add_activity
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, all_devices, record_seen, set_name
-from brewos_relay.registry.records import Device, NewDevice
-from brewos_relay.vocabulary import is_key
+from brewos_relay.registry.records import Activity, Device, NewDevice
+from brewos_relay.vocabulary import is_key, now_ms
 
 from .conftest import Run, add_account, assert_refused, opened
 
@@ -287,10 +290,46 @@ def test_list_as_table(run: Run) -> None:
     outcome = run("device", "list")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines() == [
-        "ID            LAST SEEN                 NAME   USERS",
-        "BRW-0000000A  never",
-        "BRW-0000000B  2023-11-14T22:13:20.123Z  Küche  ada (owner), bob@example.org (viewer)",
+        "ID            PRESENCE  LAST SEEN         NAME   OWNER  SHARED WITH",
+        "BRW-0000000A  -         never",
+        f"BRW-0000000B  -         {local_time(1_700_000_000_123)}  Küche  ada    bob@example.org (viewer)",
     ]
+
+
+def test_list_has_presence_and_filters(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, user in enumerate(("ada", "Bob@example.org", "ada"), start=1):
+        run("device", "add", f"BRW-0000000{number}", "--name", f"Kitchen {number}", "--user", user)
+    at_ms = now_ms()
+    # The server of the third one was killed two hours ago.
+    for device_id, seen_ms in (("BRW-00000001", at_ms), ("BRW-00000003", at_ms - 7_200_000)):
+        see(device_id, seen_ms)
+        with opened() as db:
+            add_activity(db, [Activity(device_id=device_id, at_ms=seen_ms, kind="online")])
+    with opened() as db:
+        add_activity(db, [Activity(device_id="BRW-00000002", at_ms=1, kind="online")])
+        add_activity(db, [Activity(device_id="BRW-00000002", at_ms=2, kind="offline")])
+
+    def listed(*args: str) -> list[str]:
+        return [each["id"][-1] for each in json.loads(run("device", "list", "--json", *args).out)]
+
+    assert listed() == ["1", "2", "3"]
+    assert listed("--online") == ["1"]
+    assert listed("--offline") == ["2", "3"]
+    assert listed("--owner", "bob@example.org") == ["2"]
+    assert listed("--find", "KITCHEN 3") == ["3"]
+    assert listed("--unseen-for", "1h") == ["2", "3"]
+    assert listed("--online", "--owner", "nobody") == []
+    assert "that match" in run("device", "list", "--find", "x").err
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        see("BRW-00000002", 1_700_000_000_123)
+        table = run("device", "list").out
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert re.search(r"^BRW-00000001  online ", table, re.M)
+    assert re.search(r"^BRW-00000002  offline   2023-11-15 07:13  Kitchen 2", table, re.M)
 
 
 def test_list_as_json(run: Run) -> None:
@@ -302,6 +341,7 @@ def test_list_as_json(run: Run) -> None:
     assert listed == {
         "id": "BRW-0000000B",
         "name": "Küche",
+        "online": None,
         "lastSeen": "2023-11-14T22:13:20.123Z",
         "users": [{"userId": "ada", "email": None, "role": "owner", "until": None}],
     }

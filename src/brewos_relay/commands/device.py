@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 from brewos_relay.commands.failures import Failed, errors_as
-from brewos_relay.commands.output import print_json, print_table
+from brewos_relay.commands.output import local_time, print_json, print_table
 from brewos_relay.commands.parameters import (
     HelpfulGroup,
     data_dir_option,
     device_argument,
+    duration_s,
     json_option,
     user_id,
 )
@@ -154,27 +155,68 @@ def import_(file: BinaryIO, data_dir: Path | None) -> None:
 
 
 @device.command("list")
+@click.option("--online/--offline", "online", default=None, help="Only devices that are online, or offline.")
+@click.option("--owner", metavar="USER", help="Only devices of this owner: a user id or an e-mail address.")
+@click.option("--find", metavar="TEXT", help="Only devices with this text in the id or name, in any case.")
+@click.option(
+    "--unseen-for",
+    "unseen_s",
+    type=duration_s,
+    metavar="DURATION",
+    help="Only devices that were not seen for this long.",
+)
 @json_option
 @data_dir_option
-def list_(as_json: bool, data_dir: Path | None) -> None:
+def list_(
+    *,
+    online: bool | None,
+    owner: str | None,
+    find: str | None,
+    unseen_s: int | None,
+    as_json: bool,
+    data_dir: Path | None,
+) -> None:
     """List the registered devices and their users.
 
-    LAST SEEN is when a device last connected or disconnected.
+    LAST SEEN is when a device last connected or disconnected, in local time; while it is online, at least
+    once an hour. PRESENCE is that of the last recorded event, so it is - for a device without users. A device
+    of a server that was killed stays online for an hour.
 
     \b
     Example:
-      brewos-relay device list --json
+      brewos-relay device list --offline --unseen-for 7d
+      brewos-relay device list --owner ada@example.com --json
     """
     from brewos_relay.registry.access import users_of
+    from brewos_relay.registry.activity import present_devices
     from brewos_relay.registry.devices import all_devices
 
-    found: list[tuple[Device, list[DeviceUser]]] = []
+    found: list[tuple[Device, list[DeviceUser], bool | None]] = []
     with errors_as(Failed):
         try:
             with existing_registry(data_dir) as database, database.reading() as db:
-                found = [(each, users_of(db, each.id, now_ms=now_ms())) for each in all_devices(db)]
+                at_ms = now_ms()
+                presence = present_devices(db, now_ms=at_ms)
+                devices = all_devices(db)
+                if find is not None:
+                    wanted = find.casefold()
+                    devices = [
+                        each for each in devices if wanted in f"{each.id} {each.name or ''}".casefold()
+                    ]
+                if online is not None:
+                    devices = [each for each in devices if presence.get(each.id, False) == online]
+                if unseen_s is not None:
+                    before_ms = at_ms - unseen_s * 1000
+                    devices = [each for each in devices if (each.last_seen_ms or 0) <= before_ms]
+                found = [
+                    (each, users_of(db, each.id, now_ms=at_ms), presence.get(each.id)) for each in devices
+                ]
+                if owner is not None:
+                    found = [entry for entry in found if owner.casefold() in _owners(entry[1])]
             if not found:
                 note = f"in {database.location}; `brewos-relay device add` registers one"
+                if (online, owner, find, unseen_s) != (None, None, None, None):
+                    note = f"in {database.location} that match"
         except NoRegistry as problem:
             note = f"as {problem.message}"
     if not found:
@@ -185,26 +227,39 @@ def list_(as_json: bool, data_dir: Path | None) -> None:
                 {
                     "id": each.id,
                     "name": each.name,
+                    "online": is_online,
                     "createdAt": iso_time(each.created_at_ms),
                     "lastSeen": iso_time(each.last_seen_ms),
                     "users": [user_as_json(user) for user in users],
                 }
-                for each, users in found
+                for each, users, is_online in found
             ]
         )
     elif found:
         print_table(
-            ("ID", "LAST SEEN", "NAME", "USERS"),
+            ("ID", "PRESENCE", "LAST SEEN", "NAME", "OWNER", "SHARED WITH"),
             [
                 (
                     each.id,
-                    iso_time(each.last_seen_ms) or "never",
+                    {True: "online", False: "offline", None: "-"}[is_online],
+                    "never" if each.last_seen_ms is None else local_time(each.last_seen_ms),
                     each.name or "",
-                    ", ".join(f"{user.email or user.user_id} ({user.role})" for user in users),
+                    ", ".join(user.email or user.user_id for user in users if user.role == "owner"),
+                    ", ".join(
+                        f"{user.email or user.user_id} ({user.role})"
+                        for user in users
+                        if user.role != "owner"
+                    ),
                 )
-                for each, users in found
+                for each, users, is_online in found
             ],
         )
+
+
+def _owners(users: "Sequence[DeviceUser]") -> set[str]:
+    """Return the ids and addresses of the owners among users."""
+    names = [name for user in users if user.role == "owner" for name in (user.user_id, user.email)]
+    return {name.casefold() for name in names if name is not None}
 
 
 @device.command()

@@ -46,7 +46,7 @@ def shots(
     """List the shots of a device, and export them.
 
     \b
-    Examples:
+    Example:
       brewos-relay device shots BRW-12AB34CD --limit 5
       brewos-relay device shots BRW-12AB34CD --export shots --format csv
     """

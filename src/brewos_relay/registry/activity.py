@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, exists, insert, or_, select
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select
 
 from brewos_relay.registry.records import Activity, StoredActivity
 from brewos_relay.registry.schema import activity, device_users, devices
@@ -32,6 +32,9 @@ _KNOWN: Final = (
 )
 
 
+_TURNS: Final = ("online", "offline")
+_RECORDED_AGAIN_MS: Final = 75 * 60_000
+"""A server records once an hour which devices are online."""
 _NUMBERS: Final[Mapping[str, type[int] | type[float]]] = {
     "code": int,
     "connectedS": float,
@@ -72,6 +75,24 @@ def activity_of(
         "limit": limit,
     }
     return [_stored(row) for row in db.execute(_OF_DEVICE, parameters)]
+
+
+def present_devices(db: Connection, *, now_ms: int) -> dict[str, bool]:
+    """Return whether each device is online, as far as it was recorded.
+
+    Connections of devices without users are not recorded. A server that was killed records no end of a
+    connection, so the device counts as offline when it was not seen for more than an hour.
+    """
+    last = select(func.max(activity.c.id)).where(activity.c.kind.in_(_TURNS)).group_by(activity.c.device_id)
+    rows = db.execute(
+        select(activity.c.device_id, activity.c.kind, devices.c.last_seen_ms)
+        .join_from(activity, devices, devices.c.id == activity.c.device_id)
+        .where(activity.c.id.in_(last))
+    )
+    return {
+        device_id: kind == "online" and seen_ms is not None and now_ms - seen_ms < _RECORDED_AGAIN_MS
+        for device_id, kind, seen_ms in rows
+    }
 
 
 def forget_activity(db: Connection, *device_ids: str) -> None:
