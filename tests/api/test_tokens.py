@@ -30,6 +30,8 @@ WITHOUT_A_TOKEN = """
     GET /info
     GET /mode
     GET /openapi.json
+    GET /push/vapid-key
+    POST /push/notify
 """
 FOR_ALL_TOKENS = """
     GET /auth/me
@@ -44,6 +46,21 @@ FOR_ALL_TOKENS = """
     GET /devices/<device:device_id>/users
     DELETE /devices/<device:device_id>/users/<user_id>
     GET /devices/<device:device_id>/watchers
+    GET /devices/<device:device_id>/history
+    GET /devices/<device:device_id>/shots
+    GET /devices/<device:device_id>/shots/<int:shot_id>
+    DELETE /devices/<device:device_id>/shots/<int:shot_id>
+    GET /devices/<device:device_id>/shots/<int:shot_id>/json
+    GET /devices/<device:device_id>/shots/<int:shot_id>/csv
+    GET /devices/<device:device_id>/shots/<int:shot_id>/visualizer
+    GET /firmware/releases
+    GET /logs
+    DELETE /logs
+    GET /logs/info
+    POST /logs/enable
+    POST /logs/pico
+    POST /logs/debug
+    GET /stats/extended
 """
 """What concerns an account, or gives access that outlasts the token, needs a session."""
 
@@ -108,6 +125,12 @@ async def test_an_account_route_refuses_a_token_without_a_session(tmp_path: Path
         ("GET", f"{DEVICE}/activity", None),
         ("GET", f"{DEVICE}/watchers", None),
         ("POST", f"{DEVICE}/rotate-key", None),
+        ("DELETE", f"{DEVICE}/shots/1", None),
+        ("DELETE", f"/logs?device={MACHINE}", None),
+        *(
+            ("POST", f"/logs/{what}?device={MACHINE}", {"enabled": True})
+            for what in ("enable", "pico", "debug")
+        ),
     ],
 )
 async def test_the_role_of_a_token_limits_what_its_user_owns(
