@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import trio
+from sqlalchemy import Connection, update
 
 from brewos_relay import outbound
 from brewos_relay.auth.secrets import generate_secret_token, hash_secret
 from brewos_relay.outbound import Outbound
 from brewos_relay.registry.access import give
 from brewos_relay.registry.invites import add_invite
+from brewos_relay.registry.schema import devices
 from brewos_relay.server import assembly, push_watcher
 from brewos_relay.vocabulary import now_ms
 from support.http_client import Told, ask
@@ -104,6 +106,25 @@ async def test_rows_20_to_24_notifications(tmp_path: Path, service: PushService)
         fault = {"deviceId": MACHINE, "notification": {**REPORT, "type": "MACHINE_ERROR"}}
         assert (await ask(server, "POST", "/api/push/notify", fault, device_key=KEY)).status == 200
         await trio.sleep(0.3)
+        assert service.server.asked == []
+
+
+async def test_machine_that_stays_offline_is_notified_of_once(
+    tmp_path: Path, service: PushService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_watcher, "ABSENT_EVERY_S", 0.05)
+    async with serve_here(tmp_path, machines=(1, 2), settings={"push_offline_s": 0.5}) as server:
+        app = await signed_in(server)
+        await app.subscribe(service, "/one")
+        await server.device(machine_id(2))
+
+        def age(db: Connection) -> None:
+            db.execute(update(devices).values(last_seen_ms=now_ms() - 60_000))
+
+        await server.server.store.write(age)
+        content = (await service.next())[1]
+        assert content["data"]["type"] == "machineOffline"
+        await trio.sleep(0.5)
         assert service.server.asked == []
 
 

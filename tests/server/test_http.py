@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from brewos_relay.api.app_index import with_entry_script
 from brewos_relay.errors import RelayError
 from brewos_relay.server.http import HttpSide, open_http_side
 from brewos_relay.server.request_gate import WebSocketWanted
@@ -766,7 +767,10 @@ class TestWithTheApi:
         async with loopback(app) as there, there.browser() as browser:
             assert (await browser.ask(GET.replace(b"/hello", b"/api/health")))[0] == 200
             assert (await browser.ask(GET.replace(b"/hello", b"/api/devices")))[0] == 401
-            assert await browser.ask(GET.replace(b"/hello", b"/machines")) == (200, b"index")
+            assert await browser.ask(GET.replace(b"/hello", b"/machines")) == (
+                200,
+                with_entry_script(b"index"),
+            )
             assert await browser.ask(GET.replace(b"/hello", b"/assets/a.js")) == (200, b"y" * 300_000)
             assert (await browser.ask(GET.replace(b"/hello", b"/assets/b.js")))[0] == 404
 
