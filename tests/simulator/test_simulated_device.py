@@ -248,6 +248,39 @@ async def test_refused_or_failed_attempt_is_repeated() -> None:
     assert simulator.refusals == 3
 
 
+@pytest.mark.parametrize(
+    ("registers", "remedy"), [(True, "open the link as owner, "), (False, "remove the device there")]
+)
+async def test_machine_with_another_key_says_what_to_do(registers: bool, remedy: str) -> None:
+    said: list[str] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            received = b""
+            while not received.endswith((b"}", b"\r\n\r\n")) or (b"POST" in received) != (b"}" in received):
+                received += await stream.receive_some()
+            status = b"200 OK" if received.startswith(b"POST") else b"401 Unauthorized"
+            await stream.send_all(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+    policy = replace(POLICY, grace_s=0.0, after_register_s=0.0)
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(serve) as url, trio.open_nursery() as nursery:
+            simulator = SimulatedDevice(
+                Machine(device_id="BRW-0000ABCD", now_ms=lambda: 0),
+                url=url,
+                registers=registers,
+                policy=policy,
+                announce=said.append,
+            )
+            nursery.start_soon(simulator.run)
+            while not any("HTTP 401" in line for line in said):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    [refused, *_] = [line for line in said if "HTTP 401" in line]
+    assert remedy in refused
+    assert (simulator.pairing_url in refused) == registers
+
+
 async def test_cancellation_sends_a_close_frame() -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted):

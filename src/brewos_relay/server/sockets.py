@@ -19,6 +19,7 @@ import trio
 from brewos_relay.settings import Settings
 
 _BACKLOG: Final = 4096
+_HTTP_PORT: Final = 80
 _FIRST_OPEN_PORT: Final = 1024
 """Lower ports usually require a privilege."""
 
@@ -101,12 +102,12 @@ async def _bind(host: str, port: int) -> list[socket.socket]:
         where = f"port {port} on {host or 'all interfaces'}"
         text = f"{where} cannot be used: {problem.strerror or problem}"
         if problem.errno == errno.EACCES and port < _FIRST_OPEN_PORT:
-            advice = " && ".join(LOW_PORTS_ADVICE.format(port=port).splitlines())
+            advice = " && ".join(LOW_PORTS_ADVICE.format(port=min(port, _HTTP_PORT)).splitlines())
             text += (
                 f"; allow all users to listen on it with `{advice}`, or run the relay as a systemd service"
             )
         elif problem.errno == errno.EADDRINUSE:
-            text += " by another program, which `ss -ltnp` shows; end it"
+            text += " by another program, which `ss -ltnp` shows"
         raise OSError(problem.errno, text) from problem
     sockets = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
     for listening in sockets:
