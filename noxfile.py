@@ -12,7 +12,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False  # also in CI: use the versions that are installed
-nox.options.sessions = ["lint", "types", "imports", "docs", "coverage", "tests"]
+nox.options.sessions = ["lint", "types", "imports", "docs", "coverage", "compiled", "tests"]
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 # The tests start hundreds of processes. Each would take a second longer if it had to compile what it imports.
 os.environ.setdefault("UV_COMPILE_BYTECODE", "1")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from brewos_relay.version import BUILD
 from support.build import check_build
 from support.postgresql import PostgreSQL, open_postgresql
 from support.redis_server import RedisServer, find_valkey, open_redis
@@ -33,6 +34,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if BUILD == "compiled":
+        skip = pytest.mark.skip(reason="needs interpreted modules")
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(skip)
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from brewos_relay.core.counters import Counters
+from brewos_relay.core.rate_limits import TokenBucket
+from brewos_relay.errors import CloseCode
 from brewos_relay.interpreted import _SourceFinder, is_off
 from brewos_relay.settings.parsing import parse_flag
 from brewos_relay.version import BUILD
+from brewos_relay.wire.frames import FrameParser, Parsed, encode_close
 from support.build import builds, check_build, compiled_modules
 
 _NONE: Mapping[str, str] = {}
@@ -99,3 +103,48 @@ def test_source_is_found_beside_a_compiled_module(tmp_path: Path) -> None:
     assert spec.origin == str(tmp_path / "frames.py")
     assert _SourceFinder.find_spec("brewos_relay.missing", [str(tmp_path)]) is None
     assert _SourceFinder.find_spec("frames", [str(tmp_path)]) is None
+
+
+# Where machine code could differ from the interpreter: integers, attributes, types of arguments
+
+
+def test_counters_exceed_64_bits() -> None:
+    counters = Counters()
+    counters.bytes_from_devices = 2**64
+    counters.bytes_from_devices += 1
+    assert counters.bytes_from_devices == 2**64 + 1
+
+
+@pytest.mark.parametrize("length", [2**62, 2**63 - 1])
+def test_largest_frame_lengths_are_too_big(length: int) -> None:
+    header = b"\x82\xff" + length.to_bytes(8, "big") + bytes(4)
+    strict = FrameParser(max_message_bytes=1000).feed(header)
+    assert isinstance(strict, Parsed)
+    assert strict.ending is not None
+    assert strict.ending.code == CloseCode.MESSAGE_TOO_BIG
+    parser = FrameParser(max_message_bytes=1000, skip_oversize=True)
+    skipping = parser.feed(header)
+    assert isinstance(skipping, Parsed)
+    assert (skipping.ending, skipping.oversized) == (None, 1)
+    more = parser.feed(bytes(10_000))
+    assert isinstance(more, Parsed)
+    assert more.skipped_bytes == 10_000
+    assert more.incomplete
+
+
+def test_close_code_is_the_same_as_a_number_and_as_a_member() -> None:
+    assert encode_close(4002, "x") == encode_close(CloseCode(4002), "x") == b"\x88\x03\x0f\xa2x"
+
+
+def test_attributes_are_fixed() -> None:
+    counters = Counters()
+    with pytest.raises(AttributeError):
+        counters.unknown = 1  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        counters.unknown += 1  # type: ignore[attr-defined]
+
+
+def test_whole_numbers_are_accepted_as_durations() -> None:
+    bucket = TokenBucket(rate_per_s=2, burst=4, now=10)
+    assert bucket.take(6, 10) == 1.0
+    assert bucket.take(0, 11) == 0.0

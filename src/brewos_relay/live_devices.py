@@ -11,8 +11,7 @@ from brewos_relay.core.device_log import LogConfig
 from brewos_relay.core.history import Samples
 from brewos_relay.core.relay import Relay
 from brewos_relay.core.remote import RemoteOutcome
-from brewos_relay.core.snapshot import DeviceInfo
-from brewos_relay.messages import Message
+from brewos_relay.messages import DeviceInfo, Message
 from brewos_relay.vocabulary import now_ms
 
 

@@ -54,6 +54,13 @@ class CommandHead(msgspec.Struct, gc=False, rename="camel"):
         return _shown(self.cmd if self.type == "command" and isinstance(self.cmd, str) else self.type)
 
 
+class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
+    """What a device reports about itself, so that a list can tell devices apart. Values may have any type."""
+
+    firmware_version: Any = None
+    machine_type: Any = None
+
+
 @lru_cache(maxsize=256)
 def _shown(name: str) -> str:
     """Make a name from a client fit to be stored and shown."""
@@ -69,9 +76,11 @@ def _nested(levels: int) -> Any:
     return value
 
 
-_peek_json = msgspec.json.Decoder(Head).decode
-_peek_msgpack = msgspec.msgpack.Decoder(Head).decode
+peek_json = msgspec.json.Decoder(Head).decode
+peek_msgpack = msgspec.msgpack.Decoder(Head).decode
 _decode_command = msgspec.json.Decoder(GenericAlias(dict, (str, _nested(_MOST_DEPTH - 1)))).decode
+_decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
+_decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
 _decode_msgpack = msgspec.msgpack.Decoder().decode
@@ -95,7 +104,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     def peek(self) -> Head | None:
         """Read the head; None if the message is not an object (or map) with a text `type`."""
         try:
-            return (_peek_json if self.is_text else _peek_msgpack)(self.payload)
+            return (peek_json if self.is_text else peek_msgpack)(self.payload)
         except MALFORMED:
             try:
                 return self._peek_liberally()
@@ -164,6 +173,13 @@ class Message(msgspec.Struct, frozen=True, gc=False):
             get("timestamp"),
             get("token"),
         )
+
+    def peek_info(self) -> DeviceInfo:
+        """Read what a device reports about itself; empty if the message cannot be read."""
+        try:
+            return (_decode_info_json if self.is_text else _decode_info_msgpack)(self.payload)
+        except MALFORMED:
+            return DeviceInfo()
 
     def as_command(self) -> "Message | None":
         """Return a client's message as JSON text, which `peek_command` reads and a machine gets.

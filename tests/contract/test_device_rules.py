@@ -61,7 +61,15 @@ async def meet_a_defect(_kitchen: Kitchen, device: FaithfulDevice) -> None:
         await trio.sleep(0.1)
 
 
-CAUSES = [replace, replace_often, drain, break_the_rules, send_bad_text, close_it, meet_a_defect]
+CAUSES = [
+    replace,
+    replace_often,
+    drain,
+    break_the_rules,
+    send_bad_text,
+    close_it,
+    pytest.param(meet_a_defect, marks=pytest.mark.interpreted),
+]
 
 
 @pytest.mark.parametrize("cause", CAUSES)

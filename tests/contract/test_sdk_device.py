@@ -96,7 +96,10 @@ async def meet_a_defect(_: Kitchen, device: Device) -> None:
         await trio.sleep(0.1)
 
 
-@pytest.mark.parametrize("cause", [replace, replace_often, drain, close_it, meet_a_defect])
+@pytest.mark.parametrize(
+    "cause",
+    [replace, replace_often, drain, close_it, pytest.param(meet_a_defect, marks=pytest.mark.interpreted)],
+)
 async def test_rule_1_no_young_connection_of_a_device_ends(
     autojump_clock: MockClock,
     tmp_path: Path,

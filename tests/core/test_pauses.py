@@ -1,7 +1,6 @@
 """Pauses: the clock that leaves them out, and the watch that detects them."""
 
 import time
-from collections.abc import Callable
 from math import inf
 
 import pytest
@@ -10,6 +9,7 @@ from trio.testing import MockClock
 
 from brewos_relay.core import pauses
 from brewos_relay.core.pauses import PauseWatch, RunningClock, left_out_s
+from support.suspension import suspendable
 
 
 class RealTime:
@@ -70,20 +70,8 @@ def test_no_deadline_passes_in_a_pause(real: RealTime) -> None:
     trio.run(main, clock=RunningClock())
 
 
-def no_suspension(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Replace the clocks of the system; return a function that suspends it."""
-    suspended_s = 7.0
-    monkeypatch.setattr(pauses, "_suspended_s", lambda: suspended_s)
-
-    def suspend(for_s: float) -> None:
-        nonlocal suspended_s
-        suspended_s += for_s
-
-    return suspend
-
-
 async def test_a_loop_that_is_late_was_paused(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
-    no_suspension(monkeypatch)
+    suspendable(monkeypatch)
     watch = PauseWatch()
     now = trio.current_time()
     watch.expect(now + 1)
@@ -93,7 +81,7 @@ async def test_a_loop_that_is_late_was_paused(monkeypatch: pytest.MonkeyPatch, m
 
 
 async def test_a_suspended_system_was_paused(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
-    suspend = no_suspension(monkeypatch)
+    suspend = suspendable(monkeypatch)
     watch = PauseWatch()
     now = trio.current_time()
     watch.expect(now + 1)
@@ -112,7 +100,7 @@ def test_time_left_out_by_the_clock_is_a_pause(real: RealTime, monkeypatch: pyte
         real.now_s += 50
         assert watch.check(trio.current_time()) == (50, 50)
 
-    no_suspension(monkeypatch)
+    suspendable(monkeypatch)
     trio.run(main, clock=RunningClock())
 
 

@@ -22,12 +22,13 @@ from brewos_relay.core.peer import Receive, Tasks, memory_peer
 from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import DeviceSession
-from brewos_relay.core.snapshot import DeviceInfo, KnownState, Snapshot
+from brewos_relay.core.snapshot import KnownState, Snapshot
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode, PeerGone, RelayClosing
-from brewos_relay.messages import Message, encode
+from brewos_relay.messages import DeviceInfo, Message, encode
 from brewos_relay.vocabulary import now_ms
 from support.peers import RecordedPresence, ScriptedAudience, ScriptedPeer, ScriptedRemotePeer
+from support.suspension import suspendable
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
 STATUS = encode({"type": "status"})
@@ -1311,8 +1312,7 @@ async def test_no_peer_is_closed_for_its_silence_in_a_pause(
 async def test_wall_clock_ends_pass_in_a_pause(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suspended_s = 0.0
-    monkeypatch.setattr("brewos_relay.core.pauses._suspended_s", lambda: suspended_s)
+    suspend = suspendable(monkeypatch)
     async with open_relay(dialect=BREWOS) as relay:
         device, expiring, ending, staying = (ScriptedPeer() for _ in range(4))
         relay.attach_device(ONE, device)
@@ -1322,7 +1322,7 @@ async def test_wall_clock_ends_pass_in_a_pause(
         await trio.sleep(2)
         device.say(STATUS)
         await trio.sleep(2)
-        suspended_s = 50.0
+        suspend(50.0)
         await trio.sleep(2)
         assert expiring.close_code == CloseCode.TOKEN_REJECTED
         assert ending.close_code == CloseCode.ACCESS_ENDED
@@ -1335,8 +1335,7 @@ async def test_wall_clock_ends_pass_in_a_pause(
 async def test_state_of_an_absent_device_expires_in_a_pause(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suspended_s = 0.0
-    monkeypatch.setattr("brewos_relay.core.pauses._suspended_s", lambda: suspended_s)
+    suspend = suspendable(monkeypatch)
     async with open_relay(dialect=BREWOS) as relay:
         for device_id in (ONE, TWO):
             device = ScriptedPeer()
@@ -1348,7 +1347,7 @@ async def test_state_of_an_absent_device_expires_in_a_pause(
         await trio.sleep(2)
         assert relay.state_of(ONE)
         assert relay.state_of(TWO)
-        suspended_s = 60.0
+        suspend(60.0)
         await trio.sleep(2)
         assert relay.state_of(ONE) is None
         assert relay.state_of(TWO) is None

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from brewos_relay.core import merging
-from brewos_relay.core import snapshot as module
 from brewos_relay.core.audience import must_reach
 from brewos_relay.core.history import Histories
 from brewos_relay.core.limits import Limits
@@ -20,12 +19,11 @@ from brewos_relay.core.merging import (
     decode,
 )
 from brewos_relay.core.snapshot import (
-    DeviceInfo,
     SmallSnapshot,
     Snapshot,
 )
 from brewos_relay.dialect import BREWOS, NEUTRAL, Volatile
-from brewos_relay.messages import Message, encode
+from brewos_relay.messages import DeviceInfo, Message, encode
 from support.state_messages import Float32, binary, float32, snapshot_of, status_of, update
 
 # The known state
@@ -563,10 +561,9 @@ def test_groups_of_another_form_stay_as_they_are() -> None:
     assert told(snapshot) == [status]
 
 
-def test_a_restored_state_that_grows_beyond_measure_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_BYTES", 300)
+def test_a_restored_state_that_grows_beyond_measure_is_given_up() -> None:
     snapshot = restored(encode(WHOLE))
-    update(snapshot, encode({"type": "status_delta", "seq": 2, "x": "y" * 400}))
+    update(snapshot, encode({"type": "status_delta", "seq": 2, "x": "y" * 65_536}))
     assert (snapshot.whole_status(), snapshot.known(1.0)) == (None, None)
 
 

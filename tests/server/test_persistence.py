@@ -13,10 +13,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay, open_relay
-from brewos_relay.core.snapshot import DeviceInfo, KnownState
+from brewos_relay.core.snapshot import KnownState
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import RegistryError
-from brewos_relay.messages import Message, encode
+from brewos_relay.messages import DeviceInfo, Message, encode
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_states import STATES_AT_ONCE
 from brewos_relay.registry.records import Activity, StoredState

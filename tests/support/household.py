@@ -26,9 +26,8 @@ from brewos_relay.core.device_log import DeviceLog
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.remote import RemoteOutcome
-from brewos_relay.core.snapshot import DeviceInfo
 from brewos_relay.live_devices import DeviceHistory, LiveDevice, LogAction, LogView, PeerCounts
-from brewos_relay.messages import Message
+from brewos_relay.messages import DeviceInfo, Message
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.login_sessions import find_sessions, open_session

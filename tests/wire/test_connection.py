@@ -690,6 +690,7 @@ async def test_a_peer_that_floods_while_it_is_closed_is_left_behind() -> None:
                 await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.interpreted
 async def test_a_spurious_wakeup_while_closing_is_harmless() -> None:
     class HesitantTransport(Transport):
         """Finds nothing to read every other time."""
@@ -756,6 +757,7 @@ class OutOfMemory(Transport):
         return super().read()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("min_age_s", [0.0, 0.3])
 async def test_no_memory_to_read_ends_this_connection_with_1011_and_holds_a_young_one(
     min_age_s: float, caplog: pytest.LogCaptureFixture
@@ -1009,6 +1011,7 @@ async def test_an_error_in_receive_for_the_first_bytes_ends_this_connection_only
         assert read_close(frame)[0] == CloseCode.INTERNAL_ERROR
 
 
+@pytest.mark.interpreted
 async def test_an_error_in_the_codec_ends_this_connection_only(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -441,6 +441,7 @@ def test_unmasking_is_the_same_without_c(payload: bytes, mask: bytes) -> None:
     assert bytes(unmask(payload, mask)) == expected
 
 
+@pytest.mark.interpreted
 def test_unmasking_falls_back_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
     copy = load_copy_of(frames)

@@ -339,6 +339,7 @@ async def test_failing_owner_is_told_and_affects_no_other(
     assert [type(each) for each in failures] == [error]
 
 
+@pytest.mark.interpreted
 async def test_poller_goes_on_after_a_failure_of_its_own(
     open_poller: OpenPoller,
     monkeypatch: pytest.MonkeyPatch,

@@ -200,6 +200,7 @@ async def test_failing_held_write_affects_no_other(is_watched: bool) -> None:
             assert bad.write(b"later")
 
 
+@pytest.mark.interpreted
 async def test_write_that_cannot_be_held_leaves_nothing() -> None:
     class NoRoom(list[Transport]):
         def append(self, _transport: Transport) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 from brewos_relay.core.peer import PeerEnd
 
-LATENCY_BOUNDS_S: Final = (
+LATENCY_BOUNDS_S: Final[tuple[float, ...]] = (
     0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
 )  # fmt: skip
 

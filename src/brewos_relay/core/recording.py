@@ -10,8 +10,7 @@ import trio
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.peer import SHUT_DOWN, Receive, end_details, shown
 from brewos_relay.core.rate_limits import LogLineLimits
-from brewos_relay.core.snapshot import DeviceInfo
-from brewos_relay.messages import CommandHead, Message
+from brewos_relay.messages import CommandHead, DeviceInfo, Message
 from brewos_relay.vocabulary import Detail
 
 log = logging.getLogger(__name__)

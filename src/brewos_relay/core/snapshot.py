@@ -8,7 +8,6 @@ relay only keeps its last few messages.
 from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import trio
 
 from brewos_relay.core.device_log import DeviceLog
@@ -26,8 +25,8 @@ from brewos_relay.core.merging import (
     without_volatile,
 )
 from brewos_relay.dialect import Dialect, StateKind
-from brewos_relay.messages import Message
-from brewos_relay.raw_fields import MALFORMED, Key
+from brewos_relay.messages import DeviceInfo, Message
+from brewos_relay.raw_fields import Key
 from brewos_relay.vocabulary import LONG_AGO
 
 _WHOLE, _CHANGE, _NUMBER, _KEPT, _LOG, _LOG_CONFIG = StateKind
@@ -44,13 +43,6 @@ _MOST_BYTES: Final = 64 * 1024
 _SMALL_MERGE_AT: Final = 10
 _SMALL_BYTES: Final = 4 * 1024
 """The same two limits for an anonymous device."""
-
-
-class DeviceInfo(msgspec.Struct, gc=False, rename="camel"):
-    """What a device reports about itself, so that a list can tell devices apart. Values may have any type."""
-
-    firmware_version: Any = None
-    machine_type: Any = None
 
 
 class KnownState(NamedTuple):
@@ -99,8 +91,6 @@ class Restored:
         """Whether clients are told of it."""
 
 
-_decode_info_json = msgspec.json.Decoder(DeviceInfo).decode
-_decode_info_msgpack = msgspec.msgpack.Decoder(DeviceInfo).decode
 _SAVED_APART_S: Final = 5.0
 """The shortest time between two saves of a state."""
 
@@ -244,14 +234,9 @@ class Snapshot:
         return [*([status] if status is not None else []), *self._others.values()]
 
     def info(self) -> DeviceInfo:
-        """Return what the device reports about itself. The rest of the message is not decoded."""
+        """Return what the device reports about itself."""
         told = self._others.get(self._dialect.info or "")
-        if told is None:
-            return DeviceInfo()
-        try:
-            return (_decode_info_json if told.is_text else _decode_info_msgpack)(told.payload)
-        except MALFORMED:
-            return DeviceInfo()
+        return told.peek_info() if told is not None else DeviceInfo()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the known messages by type, as JSON content. A 32-bit float is written with 7 digits.

@@ -19,7 +19,8 @@ from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, TokenBucket
 from brewos_relay.core.recording import Recorder, log_invalid, log_throttled
 from brewos_relay.dialect import Dialect, StateKind
-from brewos_relay.messages import Delivery, Head, Message
+from brewos_relay.messages import Delivery, Head, Message, peek_json, peek_msgpack
+from brewos_relay.raw_fields import MALFORMED
 from brewos_relay.vocabulary import LONG_AGO
 
 _MOST_WAIT_S: Final = 2.0
@@ -258,15 +259,19 @@ class DeviceFeed:
 
     def pass_on(self, device: DeviceAttachment, received: Sequence[Message]) -> None:
         """Keep the state, and send all messages to every client."""
-        update = self._presence.snapshot.update
+        snapshot = self._presence.snapshot
         invalid = size_bytes = 0
         for message in received:
-            size_bytes += len(message.payload)
-            head = message.peek()
+            payload = message.payload
+            size_bytes += len(payload)
+            try:  # as `Message.peek`, without a call for each message
+                head: Head | None = (peek_json if message.is_text else peek_msgpack)(payload)
+            except MALFORMED:
+                head = message.peek()
             if head is None:
                 invalid += 1
             else:
-                update(message, head.type, head.seq)
+                snapshot.update(message, head.type, head.seq)
         if invalid:
             self._counters.invalid += invalid
             log_invalid(device, received, self._lines)

@@ -8,9 +8,9 @@ import trio
 
 from brewos_relay.core.recording import ActivityEvent
 from brewos_relay.core.relay import Relay
-from brewos_relay.core.snapshot import DeviceInfo, KnownState
+from brewos_relay.core.snapshot import KnownState
 from brewos_relay.errors import RegistryError
-from brewos_relay.messages import Message
+from brewos_relay.messages import DeviceInfo, Message
 from brewos_relay.registry.batched_lookup import Answer
 from brewos_relay.registry.device_states import STATES_AT_ONCE
 from brewos_relay.registry.records import Activity, StoredState

@@ -57,7 +57,7 @@ class TlsTransport(Transport):
             tls, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes, write_batch=write_batch
         )
         self._tls = tls
-        self._stream: _TlsStream = _TlsStream(tls)
+        self._stream = _TlsStream(tls)
         self._sent_close_notify = False
 
     def _break(self) -> None:
@@ -72,10 +72,12 @@ class TlsTransport(Transport):
         if self._sent_close_notify:
             return
         self._sent_close_notify = True
+        stream = self._stream
+        assert isinstance(stream, _TlsStream)
         with contextlib.suppress(OSError):  # usually because the peer has not sent its close_notify yet
             self._tls.unwrap()
-            self._stream.recv = _nothing  # it has, and the socket has no TLS any more
-        self._stream.send = _take_all
+            stream.recv = _nothing  # it has, and the socket has no TLS any more
+        stream.send = _take_all
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._tls, socket.SHUT_WR)
 
