@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -48,7 +49,8 @@ class Kept:
         self.histories.mark(self.device_id, self.changes, {}, trio.current_time())
 
     def hand_over(self, whole: Message | None = None) -> None:
-        self.histories.take(self.device_id, self.changes, whole)
+        size_bytes = sum(len(change.payload) for change in self.changes)
+        self.histories.take(self.device_id, self.changes, whole, changes_bytes=size_bytes)
         self.changes = []
 
     async def samples(self, seconds: float = 600.0) -> Samples:
@@ -118,6 +120,16 @@ async def test_compaction_waits_until_messages_are_old_or_the_whole_state_came(
     assert kept.histories.size_bytes < raw_bytes
 
 
+async def test_many_messages_are_decoded_soon(autojump_clock: MockClock) -> None:
+    kept = Kept()
+    for _ in range(20):
+        kept.send(*[pressure(1)] * 200)  # far more than a machine sends
+        kept.hand_over()
+        await trio.sleep(3)
+        await kept.histories.compact_due()
+        assert kept.histories.size_bytes < 10_000
+
+
 async def test_rows_leave_after_the_set_time_but_for_the_value_that_still_holds(
     autojump_clock: MockClock,
 ) -> None:
@@ -156,7 +168,7 @@ async def test_history_without_any_measurement_ends_as_well(autojump_clock: Mock
     kept = Kept(history_s=60.0)
     kept.send(pressure(1))
     await kept.histories.compact_due()
-    kept.histories.take(ONE, [Message(b"no JSON"), Message(b"[]")])
+    kept.histories.take(ONE, [Message(b"no JSON"), Message(b"[]")], changes_bytes=9)
     await trio.sleep(61)
     await kept.histories.compact_due()
     assert len(kept.histories) == 1
@@ -510,3 +522,27 @@ async def test_other_tasks_run_while_messages_are_decoded(autojump_clock: MockCl
         await kept.histories.compact_due()
         nursery.cancel_scope.cancel()
     assert turns >= 15
+
+
+async def test_questions_are_answered_as_they_come(autojump_clock: MockClock) -> None:
+    kept = Kept()
+    kept.hand_over(status(pressure=9.0))
+    answers: list[Samples | None] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(kept.histories.answer, within_s=3.0))
+        await trio.sleep(1)
+        for device_id in (ONE, TWO):
+            kept.histories.ask(device_id, 60.0, answers.append)
+        await trio.sleep(1)
+        assert len(answers) == 2
+    assert answers[0] is not None
+    assert answers[1] is None
+    assert answers[0].values["pressure"] == [9.0]
+
+
+async def test_too_many_questions_are_answered_with_nothing() -> None:
+    kept = Kept()
+    answers: list[Samples | None] = []
+    for _ in range(101):
+        kept.histories.ask(ONE, 60.0, answers.append)
+    assert answers == [None]

@@ -33,6 +33,8 @@ _MARKED_S: Final = 1.0
 """How long before a mark its messages may have come: the time between two checks."""
 _COMPACT_AFTER_S: Final = 30.0
 """Messages that say nothing about a run are decoded this long after they were handed over."""
+_COMPACT_BYTES: Final = 8 * 1024
+"""Or once they take this much memory."""
 _MESSAGE_BYTES: Final = 128
 """The memory for a message besides its payload."""
 _LEAST_BYTES: Final = 2 * 1024
@@ -149,7 +151,7 @@ class History:
         self._layout = layout
         self._origin = now  # the time zero of the rows (trio time)
         self._rows = bytearray()
-        self._segments: deque[_Segment] = deque()
+        self._segments: list[_Segment] = []  # few: a deque would take more memory
         self.raw_bytes = 0
         """The memory of the messages that wait."""
         self._marks: list[tuple[int, float]] = []
@@ -185,6 +187,7 @@ class History:
         last: Message | None,
         now: float,
         *,
+        changes_bytes: int = 0,
         is_flat: bool = False,
         is_end: bool = False,
         most_bytes: int,
@@ -192,18 +195,18 @@ class History:
         """Take messages over. Beyond `most_bytes`, the oldest ones are dropped undecoded."""
         marks = self._marks if changes is self._marks_of else []
         self._marks_of, self._marks = None, []
-        size_bytes = sum(len(message.payload) + _MESSAGE_BYTES for message in changes) + _MESSAGE_BYTES
+        size_bytes = changes_bytes + _MESSAGE_BYTES * (len(changes) + 1)
         if last is not None:
             size_bytes += len(last.payload)
         self._segments.append(_Segment(changes, marks, now, last, is_flat, is_end, size_bytes))
         self.raw_bytes += size_bytes
         self._urgent = self._urgent or last is not None or is_end
         while self.raw_bytes > most_bytes and len(self._segments) > 1:
-            self.raw_bytes -= self._segments.popleft().size_bytes
+            self.raw_bytes -= self._segments.pop(0).size_bytes
 
-    def take_flat(self, message: Message | None, now: float, *, most_bytes: int) -> None:
+    def take_flat(self, message: Message, now: float, *, most_bytes: int) -> None:
         """Take over a flat state, if it is another one than the last time."""
-        if message is not None and message is not self._taken_flat:
+        if message is not self._taken_flat:
             self._taken_flat = message
             self.take((), message, now, is_flat=True, most_bytes=most_bytes)
 
@@ -215,7 +218,8 @@ class History:
             return True
         if not self._segments:
             return False
-        return self._urgent or now - self._segments[0].at >= _COMPACT_AFTER_S
+        is_large = self.raw_bytes >= _COMPACT_BYTES
+        return self._urgent or is_large or now - self._segments[0].at >= _COMPACT_AFTER_S
 
     def compact_some(self, now: float) -> Sequence[Run] | None:
         """Decode the oldest messages that wait, about a millisecond's worth. Return the runs in them.
@@ -223,7 +227,7 @@ class History:
         None once nothing waits.
         """
         if self._segments:
-            segment = self._segments.popleft()
+            segment = self._segments.pop(0)
             self.raw_bytes -= segment.size_bytes
             return list(self._compact(segment))
         self._urgent = False
@@ -415,13 +419,24 @@ class Histories:
         flat = others.get(self._layout.flat_type) if others and self._layout.flat_type else None
         if (changes or flat is not None) and (history := self._open(device_id, now)) is not None:
             history.mark(changes, now)
-            history.take_flat(flat, now, most_bytes=self._most_bytes)
+            if flat is not None:
+                history.take_flat(flat, now, most_bytes=self._most_bytes)
 
-    def take(self, device_id: str, changes: Sequence[Message], whole: Message | None = None) -> None:
-        """Take over merged changes, and the whole state that came after them."""
+    def take(
+        self,
+        device_id: str,
+        changes: Sequence[Message],
+        whole: Message | None = None,
+        *,
+        changes_bytes: int,
+    ) -> None:
+        """Take over merged changes, and the whole state that came after them.
+
+        `changes_bytes` is the size of the payloads of the changes.
+        """
         now = trio.current_time()
         if (history := self._open(device_id, now)) is not None:
-            history.take(changes, whole, now, most_bytes=self._most_bytes)
+            history.take(changes, whole, now, changes_bytes=changes_bytes, most_bytes=self._most_bytes)
 
     def end(self, device_id: str, now: float) -> None:
         """Note that a device goes offline. Its messages were handed over before."""

@@ -406,17 +406,17 @@ class Snapshot:
 
     def _drop_changes(self, whole: Message | None = None) -> None:
         """Drop changes that were merged, or that `whole` replaces; the history takes them over."""
-        self._changes_bytes = 0
         if self.histories is None:
             self._changes.clear()
         elif self._changes or whole is not None:
-            self.histories.take(self._device_id, self._changes, whole)
+            self.histories.take(self._device_id, self._changes, whole, changes_bytes=self._changes_bytes)
             self._changes = []
+        self._changes_bytes = 0
 
     def _hand_over_whole(self) -> None:
         """Let the history take over a whole state that waits for it."""
         if self._whole_waits and self.histories is not None and self._status is not None:
-            self.histories.take(self._device_id, (), self._status)
+            self.histories.take(self._device_id, (), self._status, changes_bytes=0)
         self._whole_waits = False
 
     def hand_over(self) -> None:
