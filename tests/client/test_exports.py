@@ -18,6 +18,7 @@ PUBLIC = [
     "Deltas",
     "Device",
     "DeviceState",
+    "History",
     "KeyStore",
     "KeyStoreError",
     "LinkState",

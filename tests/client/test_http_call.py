@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from brewos_relay.client.endpoint import RelayUnreachable
-from brewos_relay.client.http_call import post_json
+from brewos_relay.client.http_call import get_json, post_json
 from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import SettingsError
 from support.resources import own_open_files
@@ -108,3 +108,20 @@ async def test_secrets_leave_this_computer_only_over_tls(monkeypatch: pytest.Mon
     for url in ("http://relay.example", "ws://192.168.1.2:3001"):
         with pytest.raises(SettingsError, match="use https"):
             await post(url)
+
+
+async def test_get_sends_the_token_and_no_body() -> None:
+    requests: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            requests.append(await stream.receive_some())
+            await stream.send_all(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"a":"b"}')
+
+    async with open_server(serve) as url:
+        with trio.fail_after(5):
+            assert await get_json(url, "/api/x?seconds=60", "t0ken") == {"a": "b"}
+    lines = requests[0].decode().split("\r\n")
+    assert lines[0] == "GET /api/x?seconds=60 HTTP/1.1"
+    assert "Authorization: Bearer t0ken" in lines
+    assert lines[-2:] == ["", ""]

@@ -10,11 +10,22 @@ import trio
 from trio.testing import MockClock
 
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.client import App, KeyStore, LinkState, NothingKnown, SessionFile, open_app, open_device
+from brewos_relay.client import (
+    App,
+    History,
+    KeyStore,
+    LinkState,
+    NothingKnown,
+    RelayRefused,
+    SessionFile,
+    open_app,
+    open_device,
+)
 from brewos_relay.client.key_store import Keys, write_private
 from brewos_relay.registry.access import give
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.invites import add_invite
+from brewos_relay.registry.shots import shots_of
 from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import now_ms
 from support.http_client import ask
@@ -22,7 +33,7 @@ from support.kitchen import Kitchen, open_kitchen
 from support.process import KEY, HereServer, machine_id, serve_here
 from support.relay_here import token
 from support.waiting import until
-from support.wire_client import upgrade_head
+from support.wire_client import text, upgrade_head
 
 ID = machine_id(1)
 
@@ -97,6 +108,41 @@ async def test_nothing_is_delivered_after_the_time_of_a_command(tmp_path: Path) 
             assert outcome.delivered
             said = [await device.read_json() for _ in range(2)]
             assert [message.get("cmd") for message in said] == [None, "second"]
+
+
+async def test_app_reads_the_history_and_the_shot_is_stored(tmp_path: Path) -> None:
+    async with serve_here(tmp_path, within_s=8.0) as server:
+        url = f"http://127.0.0.1:{server.address[1]}"
+        device = await server.device(ID)
+        for state, bar in (("ready", 0.0), ("brewing", 9.0)):
+            brewing = {"state": state, "isBrewing": state == "brewing"}
+            await device.send(text({"type": "status", "machine": brewing, "pressure": bar}))
+        async with open_app(url, server.token(), ID) as app:
+
+            async def read() -> History:
+                history = await app.history(seconds=60)
+                return history if history.times_ms else await read()
+
+            history = await read()
+            await trio.sleep(2.2)
+            await device.send(text({"type": "status", "machine": {"state": "ready"}, "pressure": 0.0}))
+            while list(history.values["pressure"])[-2:] != [9.0, 0.0]:
+                history = await app.history(seconds=60)
+            assert (history.brewing[-2:], history.online[-1]) == ([True, False], True)
+            assert history.at_ms >= history.times_ms[-1] >= history.at_ms - 10_000
+    with Database.open(database_url(tmp_path)) as database, database.reading() as db:
+        (shot,) = shots_of(db, ID)
+    assert shot.duration_ms > 2000
+    assert shot.summary["peakPressure"] == 9.0
+
+
+async def test_app_without_access_gets_no_history(tmp_path: Path) -> None:
+    async with serve_here(tmp_path) as server:
+        url = f"http://127.0.0.1:{server.address[1]}"
+        async with open_app(url, server.token([machine_id(2)]), ID, enabled=False) as app:
+            with pytest.raises(RelayRefused) as refused:
+                await app.history()
+            assert refused.value.status == 404
 
 
 async def test_viewers_command_is_forbidden(autojump_clock: MockClock) -> None:

@@ -6,6 +6,7 @@
 #   linked_peer              what App and Device share: their link, received messages, the relay's clock
 #   reconnecting_link        one connection at a time, opened again after each loss; its status
 #   device_state, deltas     the state of a device: as an app receives it, as a device sends it
+#   history                  the measurements of a device in the last minutes
 #   command_outcomes         the outcomes of an app's commands
 #   pairing, token_sources   registration of a device, tokens of an app, both by HTTP (http_call)
 #   key_store                device keys and sessions in private files
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from brewos_relay.client.device_peer import Command, Device, open_device
     from brewos_relay.client.device_state import DeviceState
     from brewos_relay.client.endpoint import RelayUnreachable
+    from brewos_relay.client.history import History
     from brewos_relay.client.key_store import KeyStore, KeyStoreError
     from brewos_relay.client.pairing import Pairing
     from brewos_relay.client.reconnecting_link import LinkState, LinkStatus, LinkStopped
@@ -40,6 +42,7 @@ __all__ = [
     "Deltas",
     "Device",
     "DeviceState",
+    "History",
     "KeyStore",
     "KeyStoreError",
     "LinkState",
@@ -65,6 +68,7 @@ _HOME = {
     "device_peer": ("Command", "Device", "open_device"),
     "device_state": ("DeviceState",),
     "endpoint": ("RelayUnreachable",),
+    "history": ("History",),
     "key_store": ("KeyStore", "KeyStoreError"),
     "reconnecting_link": ("LinkState", "LinkStatus", "LinkStopped"),
     "command_outcomes": ("Outcome",),

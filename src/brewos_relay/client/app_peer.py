@@ -13,6 +13,8 @@ from brewos_relay.client.codec import decode
 from brewos_relay.client.command_outcomes import Outcome, PendingCommands
 from brewos_relay.client.device_state import DeviceState
 from brewos_relay.client.endpoint import RelayUnreachable, check_device_id, parse_url
+from brewos_relay.client.history import History, read_history
+from brewos_relay.client.http_call import get_json
 from brewos_relay.client.linked_peer import LinkedPeer, ReceiveQueue, RelayClock, run_link
 from brewos_relay.client.reconnecting_link import (
     LinkState,
@@ -123,6 +125,20 @@ class App(LinkedPeer):
         else:
             why = "it has sent no state" if self._state.online else "the device is offline"
         raise NothingKnown(f"no state of {self.device_id} is known after {timeout_s:g} s: {why}")
+
+    async def history(self, *, seconds: float = 600.0, timeout_s: float = 10.0) -> History:
+        """Return the measurements of the device in the last `seconds`, as far as the relay keeps them.
+
+        This is an HTTP request of its own: it needs no connection of the app. Raises RelayUnreachable,
+        RelayRefused, and SignInEnded.
+        """
+        path = f"/api/devices/{self.device_id}/history?seconds={seconds:g}"
+        with trio.move_on_after(timeout_s):
+            token = await self._token_source.token()
+            return read_history(
+                await get_json(self._url, path, token, ssl_context=self._ssl_context, timeout_s=timeout_s)
+            )
+        raise RelayUnreachable(f"{self._url.strip()} did not answer in {timeout_s:g} s")
 
     async def command(self, cmd: str, /, *, timeout_s: float = 5.0, **fields: Any) -> Outcome:
         """Send a command to the device, and wait for its outcome.

@@ -1,4 +1,4 @@
-"""One HTTP request to a relay, with JSON in both directions."""
+"""One HTTP request to a relay, with a JSON answer."""
 
 import ssl
 from contextlib import suppress
@@ -9,12 +9,12 @@ import msgspec
 import trio
 
 from brewos_relay.client.backoff import parse_retry_after
-from brewos_relay.client.endpoint import RelayUnreachable, open_stream, parse_url
+from brewos_relay.client.endpoint import Endpoint, RelayUnreachable, open_stream, parse_url
 from brewos_relay.client.websocket import RelayRefused
 from brewos_relay.errors import SettingsError
 from brewos_relay.texts import one_line
 
-_ANSWER_BYTES: Final = 256 * 1024
+_ANSWER_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 16 * 1024
 
 
@@ -46,12 +46,50 @@ async def post_json(
             ("Connection", "close"),
         ],
     )
+    return await _call(endpoint, shown, request, payload, ssl_context=ssl_context, timeout_s=timeout_s)
+
+
+async def get_json(
+    url: str,
+    path: str,
+    token: str,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    timeout_s: float = 10.0,
+) -> dict[str, Any]:
+    """GET `path` of the relay at `url` with an access token, over a new connection, and return its answer.
+
+    Raises RelayUnreachable, and RelayRefused for any status but 200.
+    """
+    endpoint = parse_url(url)
+    request = h11.Request(
+        method="GET",
+        target=path,
+        headers=[
+            ("Host", endpoint.host_header),
+            ("Authorization", f"Bearer {token}"),
+            ("Connection", "close"),
+        ],
+    )
+    return await _call(endpoint, url.strip(), request, b"", ssl_context=ssl_context, timeout_s=timeout_s)
+
+
+async def _call(
+    endpoint: Endpoint,
+    shown: str,
+    request: h11.Request,
+    payload: bytes,
+    *,
+    ssl_context: ssl.SSLContext | None,
+    timeout_s: float,
+) -> dict[str, Any]:
     with trio.move_on_after(timeout_s):
         stream = await open_stream(endpoint, shown, ssl_context)
         try:
             http = h11.Connection(h11.CLIENT)
             head = http.send(request) or b""
-            await stream.send_all(head + (http.send(h11.Data(data=payload)) or b""))
+            body = http.send(h11.Data(data=payload)) if payload else b""
+            await stream.send_all(head + (body or b""))
             http.send(h11.EndOfMessage())
             response, answer = await _read_answer(http, stream)
         except (trio.BrokenResourceError, h11.ProtocolError):
