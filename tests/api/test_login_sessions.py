@@ -295,7 +295,3 @@ async def test_malformed_token_is_a_401(house: Household, header: str) -> None:
 
 async def test_refreshes_are_limited_by_address(house: Household) -> None:
     assert await admitted(house, "/auth/refresh", {"refreshToken": "x"}, but=401) >= 120
-
-
-async def test_what_is_not_implemented_is_a_404_in_json(house: Household) -> None:
-    assert (await house.ask("GET", "/stats/extended")).status == 404

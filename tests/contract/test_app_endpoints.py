@@ -448,14 +448,6 @@ async def test_row_25_firmware_releases(tmp_path: Path) -> None:
         assert [each["tag_name"] for each in told.content] == ["v0.9.0"]
 
 
-# Row 26: not implemented
-
-
-async def test_row_26_is_a_404_in_json(tmp_path: Path) -> None:
-    async with serve_here(tmp_path) as server:
-        check_refusal(await ask(server, "GET", "/api/stats/extended"), 404)
-
-
 # All endpoints
 
 

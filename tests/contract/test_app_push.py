@@ -109,6 +109,18 @@ async def test_rows_20_to_24_notifications(tmp_path: Path, service: PushService)
         assert service.server.asked == []
 
 
+async def test_row_26_statistics(tmp_path: Path, service: PushService) -> None:
+    async with serve_here(tmp_path) as server:
+        app = await signed_in(server)
+        told = await app.ask("GET", "/api/stats/extended")  # with the cookie, and without a device
+        assert told.status == 200
+        arrays = {"weekly", "hourlyDistribution", "powerHistory", "dailyHistory", "brewHistory"}
+        assert told.content.keys() >= arrays
+        assert all(isinstance(told.content[name], list) for name in arrays)
+        assert told.response.header("vary") == ["*"]
+        assert (await ask(server, "GET", "/api/stats/extended")).status == 401
+
+
 async def test_machine_that_stays_offline_is_notified_of_once(
     tmp_path: Path, service: PushService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
