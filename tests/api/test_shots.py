@@ -49,6 +49,7 @@ async def raw(house: Household, path: str) -> tuple[str, str, bytes]:
     return response.content_type or "", response.headers["Content-Disposition"], content
 
 
+@pytest.mark.usefixtures("each_registry")
 async def test_users_of_a_machine_read_its_shots_and_owners_delete_them(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("eve", "viewer")

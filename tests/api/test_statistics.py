@@ -79,6 +79,7 @@ def test_offset_of_the_clock(info: Any, offset_s: int) -> None:
     assert offset_of(info) == offset_s
 
 
+@pytest.mark.usefixtures("each_registry")
 async def test_statistics_are_of_the_device_that_the_session_attached_to_last(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.store.write(add_shots, [shot(now_ms(), weight=36.0)], kept=10)

@@ -5,6 +5,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from brewos_relay.cluster.envelopes import (
     Envelope,
+    HistoryAnswer,
+    HistoryRequest,
     LiveAnswer,
     LiveRequest,
     StateAnswer,
@@ -12,7 +14,7 @@ from brewos_relay.cluster.envelopes import (
     unpack,
 )
 from brewos_relay.cluster.requests import Requests
-from brewos_relay.live_devices import LiveDevice
+from brewos_relay.live_devices import DeviceHistory, LiveDevice
 
 ID = "BRW-00000001"
 
@@ -51,6 +53,22 @@ async def test_answers_reach_their_questions(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         asking.requests.take(StateAnswer(1, b"{}"))
     assert asking.answers == [{ID: live}, b"{}"]
+
+
+async def test_history_is_asked_for(autojump_clock: MockClock) -> None:
+    asking, history = Asking(), DeviceHistory(7, [5])
+
+    async def ask() -> None:
+        asking.answers.append(await asking.requests.ask_history("b", ID, 60.0))
+
+    async with trio.open_nursery() as nursery:
+        for number, answer in ((1, HistoryAnswer(1, history)), (2, StateAnswer(2, b"{}"))):
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            assert asking.sent[-1] == HistoryRequest("a", ID, number, 60.0)
+            asking.requests.take(answer)
+            await wait_all_tasks_blocked()
+    assert asking.answers == [history, None]
 
 
 async def test_answer_of_another_kind_is_none(autojump_clock: MockClock) -> None:

@@ -775,6 +775,39 @@ async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: Mo
         relay.end_device(TWO)
 
 
+# History
+
+
+async def test_history_outlasts_the_connection_and_ends_with_the_key(autojump_clock: MockClock) -> None:
+    def says(bar: float) -> None:
+        device.receive([encode({"type": "status", "pressure": bar})])
+
+    async def kept() -> list[float | None]:
+        history = await relay.history_of(ONE, seconds=600.0)
+        return list(history.values["pressure"]) if history is not None else []
+
+    answers: list[object] = []
+    async with open_relay(dialect=BREWOS) as relay:
+        assert await kept() == []
+        device = relay.attach_device(ONE, first := ScriptedPeer())
+        await wait_all_tasks_blocked()
+        says(1.0)
+        first.leave()
+        await trio.sleep(120)  # longer than the state stays
+        assert await kept() == [1.0, None]
+        device = relay.attach_device(ONE, second := ScriptedPeer())
+        await wait_all_tasks_blocked()
+        says(2.0)
+        relay.forget_state(ONE)  # as when its users change
+        relay.ask_history(ONE, 60.0, answers.append)
+        assert answers == [], "another task answers"
+        assert await kept() == [1.0, None, 2.0]
+        second.leave()
+        await trio.sleep(120)
+        relay.end_device(ONE)
+        assert await kept() == []
+
+
 # Admission
 
 
