@@ -349,29 +349,6 @@ def test_serve_offers_the_setup_on_a_terminal(
     assert answers.answers == []
 
 
-@pytest.mark.parametrize(
-    ("args", "warns"),
-    [
-        ([], True),
-        (["--host", "0.0.0.0"], True),
-        (["--host", "127.0.0.1"], False),
-        (["--tls-self-signed"], False),
-        (["--trusted-proxy", "127.0.0.1"], True),
-        (["--trusted-proxy", "172.31.250.0/29"], False),
-    ],
-)
-def test_serve_warns_of_plain_http_on_all_interfaces(
-    run: Run, secret: str, monkeypatch: pytest.MonkeyPatch, args: list[str], warns: bool
-) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr(
-        "brewos_relay.server.run.run_server", lambda _settings, warnings, **_: seen.extend(warnings)
-    )
-    assert run("serve", *args).code == 0
-    assert [line for line in seen if "without TLS" in line and "brewos-relay init" in line] == seen
-    assert bool(seen) == warns
-
-
 def test_ctrl_c_of_a_process_leaves_no_half_file(tmp_path: Path) -> None:
     """With a real terminal, a real signal, and a real process."""
     controller, terminal = os.openpty()

@@ -9,9 +9,10 @@ from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.errors import IdentityRejected, SettingsError
-from brewos_relay.server.from_settings import account_rules, push_contact
+from brewos_relay.server.from_settings import account_rules, plain_http_warning, push_contact
 from brewos_relay.server.key_ring import read_key_ring
 from brewos_relay.settings import Settings
+from brewos_relay.settings.parsing import parse_networks
 from support.issuer import DISCOVERY_PATH, IssuerKey, open_issuer
 
 
@@ -149,3 +150,20 @@ def test_no_key_at_all() -> None:
 )
 def test_push_services_get_the_address_of_the_operator(changed: dict[str, Any], contact: str | None) -> None:
     assert push_contact(Settings(**changed)) == contact
+
+
+@pytest.mark.parametrize(
+    ("chosen", "warns"),
+    [
+        ({}, True),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "127.0.0.1"}, False),
+        ({"tls_self_signed": True}, False),
+        ({"trusted_proxies": parse_networks("127.0.0.1")}, True),
+        ({"trusted_proxies": parse_networks("172.31.250.0/29")}, False),
+    ],
+)
+def test_plain_http_on_all_interfaces_is_warned_of(chosen: dict[str, Any], warns: bool) -> None:
+    warning = plain_http_warning(Settings(**chosen))
+    assert (warning is not None) == warns
+    assert warning is None or "brewos-relay init" in warning

@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -38,8 +39,10 @@ from support.certificates import client_context, write_certificate
 from support.process import (
     KEY,
     SECRET,
+    SERVE,
     HereServer,
     Reach,
+    environment,
     machine_id,
     run_command,
     serve_here,
@@ -543,6 +546,29 @@ async def test_sighup_reloads_the_certificate_and_the_process_continues(tmp_path
             assert (await (await over_tls(server)).ask(health)).status == 200
             server.send_signal(signal.SIGTERM)
             assert await server.wait(within_s=3) == 0
+
+
+@pytest.mark.parametrize(("host", "warns"), [("", True), ("127.0.0.1", False)])
+async def test_process_warns_of_plain_http_on_all_interfaces(tmp_path: Path, host: str, warns: bool) -> None:
+    with trio.fail_after(20):
+        process = await trio.lowlevel.open_process(
+            [*SERVE, "--host", host],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert b"ready" in await process.stdout.receive_some()
+        process.send_signal(signal.SIGTERM)
+        log = b""
+        while data := await process.stderr.receive_some():
+            log += data
+        assert await process.wait() == 0
+        await process.stdout.aclose()
+        await process.stderr.aclose()
+    assert (b"listens on all interfaces without TLS" in log) == warns
 
 
 async def test_a_process_without_tls_continues_after_sighup(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +13,6 @@ from brewos_relay.interpreted import prefer_source
 
 if TYPE_CHECKING:
     from brewos_relay.server.signals import ServerSignals
-    from brewos_relay.settings import Settings
 
 # The names that `settings` accepts; importing it would slow `--help` down.
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -116,7 +115,7 @@ def serve(
             return
         from brewos_relay.settings import unknown_variables
 
-        warnings = [*map(str, unknown_variables()), *_warnings_about_plain_http(settings)]
+        warnings = map(str, unknown_variables())
         if settings.workers > 1:
             from brewos_relay.server.workers import run_workers
             from brewos_relay.settings import variable_names
@@ -147,17 +146,6 @@ def _offer_setup(given: Mapping[str, object]) -> None:
     if click.confirm("Set one up now, as `brewos-relay init` does?", default=True, err=True):
         set_up({name: given[name] for name in _SETUP_OPTIONS}, then_serves=True)
         click.echo()
-
-
-def _warnings_about_plain_http(settings: "Settings") -> Iterator[str]:
-    """Warn of plain HTTP on all interfaces, unless a proxy on another computer is expected."""
-    expects_proxy = any(not network.is_loopback for network in settings.trusted_proxies)
-    if not settings.speaks_tls and settings.host in ("", "0.0.0.0", "::") and not expects_proxy:  # noqa: S104
-        yield (
-            "the relay listens on all interfaces without TLS, so others in the network can read passwords and"
-            " keys: set up TLS with `brewos-relay init --url https://NAME`, or listen for a proxy on this"
-            " computer only, with --host 127.0.0.1"
-        )
 
 
 def _run_worker(signals: "ServerSignals", descriptor: int) -> None:

@@ -120,6 +120,18 @@ def read_certificate(settings: Settings) -> CertificateFiles | None:
     return None
 
 
+def plain_http_warning(settings: Settings) -> str | None:
+    """Return a warning if plain HTTP is served on all interfaces, unless a proxy elsewhere is expected."""
+    expects_proxy = any(not network.is_loopback for network in settings.trusted_proxies)
+    if settings.speaks_tls or settings.host not in ("", "0.0.0.0", "::") or expects_proxy:  # noqa: S104
+        return None
+    return (
+        "the relay listens on all interfaces without TLS, so others in the network can read passwords and"
+        " keys: set up TLS with `brewos-relay init --url https://NAME`, or listen for a proxy on this"
+        " computer only, with --host 127.0.0.1"
+    )
+
+
 def public_host(settings: Settings) -> str | None:
     """Return the host of the public URL, if it is set."""
     return urlsplit(settings.public_url).hostname if settings.public_url is not None else None

@@ -11,7 +11,7 @@ import trio
 
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.server.assembly import open_server
-from brewos_relay.server.from_settings import missing_administrator, published_ca
+from brewos_relay.server.from_settings import missing_administrator, plain_http_warning, published_ca
 from brewos_relay.server.process import SystemdNotifier, logging_of, open_notifier, prepare_process
 from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.sockets import describe_addresses
@@ -75,6 +75,9 @@ async def _serve(
             open_server(settings, hurry=signals.hurry, worker=worker) as server,
         ):
             signals.mark_started()
+            is_first = worker is None or worker.number == 1
+            if is_first and (warning := plain_http_warning(settings)) is not None:
+                log.warning("%s", warning)
             bound = describe_addresses(server.addresses)
             tell(f"brewos-relay is ready on {bound} ({server.url})")
             notifier.ready(f"ready on {bound}")
