@@ -201,7 +201,7 @@ class Setup:
             with Database.open(url) as database, database.reading() as db:
                 if has_administrator(db):
                     if email is not None:
-                        self.notes.append("There is an administrator already, so nobody was invited.")
+                        self.notes.append("There is an administrator already, so --email has no effect.")
                     return
                 invite = open_admin_invite(db, now_ms=now_ms())
             if invite is not None and email is None:
