@@ -147,6 +147,40 @@ async def test_rows_leave_after_the_set_time_but_for_the_value_that_still_holds(
     assert (await kept.samples()).values["pressure"] == [9.0], "the machine is still there"
 
 
+async def test_history_of_a_silent_device_is_trimmed(autojump_clock: MockClock) -> None:
+    kept = Kept(history_s=60.0)
+    for _ in range(60):
+        kept.hand_over(status(pressure=1.0))
+        await trio.sleep(1)
+    await kept.histories.compact_due()
+    before_bytes = kept.histories.size_bytes
+    for _ in range(40):
+        await trio.sleep(3)
+        await kept.histories.compact_due()
+    assert kept.histories.size_bytes < before_bytes / 10
+
+
+async def test_checks_of_many_histories_leave_time_for_others(autojump_clock: MockClock) -> None:
+    kept = Kept()
+    for number in range(200):
+        kept.device_id = f"BRW-{number:08X}"
+        kept.hand_over(status())
+    await kept.histories.compact_due()
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        await kept.histories.compact_due()
+        nursery.cancel_scope.cancel()
+    assert 3 <= turns < 50
+
+
 async def test_history_ends_after_its_device_has_gone(autojump_clock: MockClock) -> None:
     kept = Kept(history_s=60.0)
     kept.histories.end(ONE, trio.current_time())  # unknown

@@ -49,6 +49,10 @@ _LONGEST_S: Final = 300.0
 _RUNS_PER_S: Final = 1 / 30
 _RUNS_AT_ONCE: Final = 40.0
 """Limits of recorded runs of one device."""
+_CHECKS_PER_PASS: Final = 50
+"""How many histories are checked before other tasks get their turn."""
+_PASSES_PER_TRIM: Final = 20
+"""How often the histories of silent devices are trimmed. Those of others are trimmed as they grow."""
 _MOST_QUESTIONS: Final = 100
 _MOST_WAITING: Final = 1000
 """How many runs of all devices may wait until they are stored."""
@@ -383,6 +387,7 @@ class Histories:
         self._layout = _Layout(dialect)
         self._of: dict[str, History] = {}
         self._runs: deque[tuple[str, Run]] = deque()
+        self._passes = 0
         self._questions: deque[_Question] = deque()
         self._asked = trio.Event()
         self.runs_dropped = 0
@@ -454,7 +459,11 @@ class Histories:
 
     async def compact_due(self) -> None:
         """Decode the messages that are due, and drop what is too old. Other tasks run in between."""
-        for device_id in list(self._of):
+        self._passes += 1
+        trims = self._passes % _PASSES_PER_TRIM == 0
+        for number, device_id in enumerate(list(self._of), start=1):
+            if number % _CHECKS_PER_PASS == 0:
+                await trio.lowlevel.checkpoint()
             if (history := self._of.get(device_id)) is None:
                 continue
             now = trio.current_time()
@@ -462,9 +471,9 @@ class Histories:
                 await self._compact(device_id, history)
             elif history.is_over(now, seconds=self._limits.history_s):
                 del self._of[device_id]
-            else:
+            elif trims:
                 self._trim(history)
-                await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
 
     async def read(self, device_id: str, *, seconds: float) -> Samples | None:
         """Return the measurements of a device's last seconds; None if there are none."""
