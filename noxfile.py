@@ -49,10 +49,13 @@ FULLY_COVERED_MODULES = (
 )
 #: The tests that also run on the compiled build.
 DATA_PATH = ("tests/test_compiled.py", "tests/wire", "tests/core", "tests/contract", "tests/e2e")
+#: The version of Python for the compiled build: one between the others, if there is one here, as that build
+#: runs most of the tests that depend on the version.
+COMPILED_PYTHON = next((each for each in SUPPORTED[1:-1] if shutil.which(f"python{each}")), AT_HAND)
 #: Packages whose tests need no other program and no other WebSocket implementation.
 ALONE = ("api", "auth", "commands", "core", "registry", "server", "settings", "telemetry", "wire")
-#: Those of them that use more of Python itself, for versions between the oldest and the newest.
-IN_BETWEEN = ("auth", "core", "settings", "telemetry", "wire")
+#: Those of them that use more of Python itself and are not tested compiled, for versions between the others.
+IN_BETWEEN = ("auth", "settings", "telemetry")
 #: Tests of browsers, other programs, load generators, SQL, Redis and documentation. They do not depend on the
 #: version of Python, so they run on one version only, like the tests that are marked `postgresql`.
 TRIED_ONCE = (
@@ -201,7 +204,7 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", "-q", *SIDE_BY_SIDE, *ACROSS, env={"BREWOS_RELAY_TESTS_ACROSS": "1"})
 
 
-@nox.session(python=AT_HAND)
+@nox.session(python=COMPILED_PYTHON)
 def compiled(session: nox.Session) -> None:
     """Run the tests of the data path on the compiled build; arguments after -- go to pytest."""
     session.env.update(COMPILED)

@@ -39,8 +39,8 @@ async def test_fields_tell_connections_apart() -> None:
     assert log_fields(one) == {"device": "BRW-12AB34CD", "connection": 3}
     assert log_fields(other) == {"device": "BRW-12AB34CD", "connection": 4, "client": other.id}
     one.end = PeerEnd("peer", 1000)
-    assert log_fields(one)["code"] == "1000"
-    assert end_details_of(other)["code"] == "1001", "the relay ended it when it closed"
+    assert log_fields(one)["code"] == 1000
+    assert end_details_of(other)["code"] == 1001, "the relay ended it when it closed"
 
 
 async def test_coming_and_going_is_logged(caplog: pytest.LogCaptureFixture) -> None:
