@@ -598,3 +598,11 @@ def test_a_token_may_have_an_id() -> None:
 @pytest.mark.parametrize("token_id", [None, 5, "", [], "x" * 33, "a\x00b", "urn:uuid:1"])
 def test_foreign_token_ids_are_ignored(token_id: object) -> None:
     assert RING.verify(make_token(content(jti=token_id))).token_id is None
+
+
+def test_content_of_another_kind_is_signed_and_opened() -> None:
+    signed = RING.sign({"aud": "push"})
+    assert json.loads(RING.open(signed)) == {"aud": "push"}
+    assert_rejected(signed)  # it is no token of a user
+    with pytest.raises(TokenRejected):
+        KeyRing(["another secret of sufficient length"]).open(signed)

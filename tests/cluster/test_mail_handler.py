@@ -1,6 +1,7 @@
 """MailHandler: what other instances send, also foreign and late envelopes."""
 
 import math
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,7 +16,9 @@ from brewos_relay.cluster.envelopes import (
     Confirmed,
     DeviceMessages,
     Envelope,
+    HistoryRequest,
     LiveRequest,
+    LogRequest,
     NotHere,
     Outcome,
     StateRequest,
@@ -236,6 +239,23 @@ async def test_state_is_answered_as_json(autojump_clock: MockClock) -> None:
         assert msgspec.json.decode(answer.content)["messages"]["status"]["machine"] == {"mode": "on"}
         [answer] = await foreign.tell(StateRequest("x", OTHER_ID, 6))
         assert (answer.number, answer.content) == (6, None)
+
+
+async def test_log_and_measurements_are_answered(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", broker=broker) as [a]:
+        device = await a.online_device()
+        await device.send({"type": "log_config", "enabled": True})
+        await trio.sleep(2)
+        foreign = Foreign(broker)
+        [log] = await foreign.tell(LogRequest("x", DEVICE_ID, 5, "look"))
+        assert (log.number, log.log.config.enabled) == (5, True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(a.relay.histories.answer, within_s=5))
+            [history] = await foreign.tell(HistoryRequest("x", DEVICE_ID, 6, 60.0))
+            [nothing] = await foreign.tell(HistoryRequest("x", OTHER_ID, 7, 60.0))
+        assert (history.number, history.history.online) == (6, [True])
+        assert (nothing.number, nothing.history) == (7, None)
 
 
 async def test_answers_reach_their_questions(autojump_clock: MockClock) -> None:

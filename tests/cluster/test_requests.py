@@ -9,12 +9,15 @@ from brewos_relay.cluster.envelopes import (
     HistoryRequest,
     LiveAnswer,
     LiveRequest,
+    LogAnswer,
+    LogRequest,
     StateAnswer,
     StateRequest,
     unpack,
 )
 from brewos_relay.cluster.requests import Requests
-from brewos_relay.live_devices import DeviceHistory, LiveDevice
+from brewos_relay.core.device_log import LogConfig
+from brewos_relay.live_devices import DeviceHistory, LiveDevice, LogView
 
 ID = "BRW-00000001"
 
@@ -53,6 +56,22 @@ async def test_answers_reach_their_questions(autojump_clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         asking.requests.take(StateAnswer(1, b"{}"))
     assert asking.answers == [{ID: live}, b"{}"]
+
+
+async def test_log_is_asked_for(autojump_clock: MockClock) -> None:
+    asking, log = Asking(), LogView(LogConfig(), 0.0, 9, ["00:00:01 Pump on"])
+
+    async def ask() -> None:
+        asking.answers.append(await asking.requests.ask_log("b", ID, "read"))
+
+    async with trio.open_nursery() as nursery:
+        for number, answer in ((1, LogAnswer(1, log)), (2, StateAnswer(2, b"{}"))):
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            assert asking.sent[-1] == LogRequest("a", ID, number, "read")
+            asking.requests.take(answer)
+            await wait_all_tasks_blocked()
+    assert asking.answers == [log, None]
 
 
 async def test_history_is_asked_for(autojump_clock: MockClock) -> None:

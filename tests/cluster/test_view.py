@@ -1,6 +1,7 @@
 """ClusterView: devices of all instances, for admission and the API."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import pytest
@@ -243,6 +244,22 @@ async def test_log_is_read_and_cleared_where_the_device_is(autojump_clock: MockC
         assert a.relay.log_of(DEVICE_ID).lines() == []  # type: ignore[union-attr]
         broker.stop("a")
         assert await b.view.log_of(DEVICE_ID, "look") is None
+
+
+async def test_measurements_are_read_where_the_device_is(autojump_clock: MockClock) -> None:
+    broker = MemoryBroker()
+    async with open_instances("a", "b", broker=broker) as (a, b):
+        assert await b.view.history_of(DEVICE_ID, seconds=60) is None
+        await a.online_device()
+        await trio.sleep(2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(a.relay.histories.answer, within_s=5))
+            here, elsewhere = [await view.history_of(DEVICE_ID, seconds=60) for view in (a.view, b.view)]
+        assert here is not None
+        assert elsewhere is not None
+        assert here.online == elsewhere.online == [True]
+        broker.stop("a")
+        assert await b.view.history_of(DEVICE_ID, seconds=60) is None
 
 
 async def test_message_of_the_relay_reaches_the_device_on_any_instance(autojump_clock: MockClock) -> None:

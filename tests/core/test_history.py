@@ -533,6 +533,15 @@ async def test_pause_of_the_process_makes_measurements_older(autojump_clock: Moc
     assert run.ended_at - run.began_at == pytest.approx(10.0)
 
 
+async def test_pause_makes_measurements_of_an_idle_device_older_as_well(autojump_clock: MockClock) -> None:
+    kept = Kept()
+    kept.hand_over(status())
+    at = (await kept.samples()).times_s[0]
+    kept.histories.count_pause(10.0)
+    assert (await kept.samples()).times_s[0] == pytest.approx(at - 10.0)
+    assert await kept.runs() == []
+
+
 def test_switched_off_without_time_or_measures() -> None:
     assert Histories(Limits(), BREWOS).is_on
     assert not Histories(Limits(history_s=0.0), BREWOS).is_on

@@ -18,7 +18,7 @@ from brewos_relay.core.grant import ClientCounts, Grant
 from brewos_relay.core.history import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import decode
-from brewos_relay.core.peer import PeerEnd
+from brewos_relay.core.peer import STAYS, PeerEnd, Receive, Tasks
 from brewos_relay.core.peer_tasks import own_peers
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import EventKind
@@ -39,6 +39,14 @@ DELTA = Message(msgspec.msgpack.encode({"type": "status_delta", "t": 93.2}), is_
 COMMAND = encode({"type": "command", "cmd": "set_mode", "mode": "on"})
 TARE = encode({"type": "command", "cmd": "tare"})
 GARBAGE = Message(b"[1]")
+
+
+class StayingPeer(ScriptedPeer):
+    """A peer that needs no task."""
+
+    async def run(self, tasks: Tasks, receive: Receive) -> PeerEnd | None:
+        await trio.lowlevel.checkpoint()
+        return STAYS
 
 
 class ScriptedHost:
@@ -1424,6 +1432,19 @@ async def test_the_first_peer_may_end_before_the_others_and_leaves_nothing() -> 
         again.say(STATUS)
         await wait_all_tasks_blocked()
         assert client.types[-1] == "status"
+
+
+async def test_peer_that_stays_without_a_task_ends_when_it_says_so() -> None:
+    async with open_session() as opened:
+        peer = StayingPeer()
+        attachment = opened.session.attach_device(peer)
+        await wait_all_tasks_blocked()
+        assert peer.acloses == 0
+        attachment.end_peer(PeerEnd("peer", 1000))
+        await wait_all_tasks_blocked()
+        assert peer.acloses == 1
+        assert opened.host.emptied == [opened.session]
+        assert attachment.end == PeerEnd("peer", 1000)
 
 
 async def test_a_client_s_grant_is_looked_at_for_each_message() -> None:

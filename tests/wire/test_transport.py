@@ -72,6 +72,13 @@ async def test_read_returns_available_data() -> None:
         assert transport.read() is None
 
 
+async def test_family_is_that_of_the_socket() -> None:
+    with tcp_pair() as (near, _far):
+        transport = Transport(near, outbox_limit_bytes=LIMIT)
+        assert transport.family == socket.AF_INET
+        transport.close()
+
+
 async def test_one_read_is_bounded() -> None:
     with transport_pair() as (transport, far):
         sent_bytes = fill(far)
