@@ -96,7 +96,7 @@ class CertificateFiles:
         renew_at = trio.current_time() + _RENEW_EVERY_S
         while True:
             await trio.sleep(_LOOK_EVERY_S)
-            if trio.current_time() >= renew_at:
+            if self._renew is not None and trio.current_time() >= renew_at:
                 renew_at = trio.current_time() + _RENEW_EVERY_S
                 await trio.to_thread.run_sync(self._renew_if_due)
             self.reload_if_changed()
