@@ -331,7 +331,7 @@ async def test_servers_stay_within_their_connections(
                             nursery.start_soon(partial(store.write, sleep, for_s=0.05))
                             nursery.start_soon(store.find_device, device_id(1))
                             nursery.start_soon(store.check)
-            # Each server has one connection for lookups, which are short: the others may not be busy meanwhile.
+            # Each server has one connection for lookups, which are short, so it may be idle meanwhile.
             assert (pool - 1) * many <= count() <= pool * many
 
 
