@@ -99,9 +99,9 @@ ACROSS = (
     "tests/e2e/test_takeovers_in_flight.py",
 )
 
-#: Many tests wait for processes and timeouts, so three workers keep two processors busy. A worker without
-#: tests takes some from another.
-SIDE_BY_SIDE = ("-n", str(max(2, (os.cpu_count() or 2) * 3 // 2)), "--dist", "worksteal")
+#: Many tests wait for processes and timeouts: with three workers, two processors were idle for a third of the
+#: time. A worker without tests takes some from another.
+SIDE_BY_SIDE = ("-n", str(max(2, (os.cpu_count() or 2) * 2)), "--dist", "worksteal")
 
 
 def install(session: nox.Session, *groups: str, project: bool = True) -> None:
