@@ -204,7 +204,7 @@ def chart(results: Results, *, caption: str) -> str:
     rows = math.ceil(len(panels) / 2)
     picture = Picture(WIDTH, TOP + rows * (PANEL_HEIGHT + MARGIN) + 8)
     picture.rectangle(0, 0, picture.width, picture.height, fill="#ffffff")
-    picture.text(MARGIN, 30, "brewos-relay beside the floor and other relays", size=20, weight="bold")
+    picture.text(MARGIN, 30, "brewos-relay and other relays", size=20, weight="bold")
     picture.text(MARGIN, 50, caption, size=11, fill="#555555")
     x = WIDTH - MARGIN
     for server in reversed(SERVERS):
