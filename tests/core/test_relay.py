@@ -565,6 +565,27 @@ async def test_failing_checks_of_a_session_affect_no_other(
         assert ONE in caplog.text
 
 
+async def test_checks_of_many_devices_let_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(DeviceSession, "run_checks", lambda session, _now: checked.append(session.device_id))
+    seen = set()
+
+    async def look() -> None:
+        while True:
+            seen.add(len(checked))
+            await trio.lowlevel.checkpoint()
+
+    async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
+        for number in range(50):
+            relay.attach_client(f"BRW-{number:08X}", ScriptedPeer())
+        nursery.start_soon(look)
+        await trio.lowlevel.checkpoint()
+        await relay._run_checks(PauseWatch())
+        nursery.cancel_scope.cancel()
+    assert len(checked) == 50
+    assert seen & {20, 40}, "the checks of all devices were one step"
+
+
 async def test_checks_continue_after_a_failure_of_all(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
