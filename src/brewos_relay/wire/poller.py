@@ -2,7 +2,7 @@
 
 A task for each socket would cost a system call and a task switch for every message. Here the sockets are
 registered once. A pass has three steps: it reads every readable socket, lets its connection process the
-bytes, and sends the answers. A connection must not block. It has one task for its lifetime.
+bytes, and sends the answers. A connection must not block. The task of its session owns it meanwhile.
 """
 
 import logging
