@@ -64,11 +64,7 @@ class Requests:
         """Wait until an instance answers; False if the connection is lost."""
         return await self._ask(instance, lambda number: LiveRequest(self._sender, number, ())) is not None
 
-    async def _ask(
-        self,
-        instance: str,
-        question: Callable[[int], StateRequest | LiveRequest | LogRequest | HistoryRequest],
-    ) -> Answer | None:
+    async def _ask(self, instance: str, question: Callable[[int], Question]) -> Answer | None:
         """Ask, and wait for the answer; None if the connection is lost."""
         self._number += 1
         number, waiting = self._number, _Waiting()
