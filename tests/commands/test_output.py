@@ -1,7 +1,6 @@
 """Tests of commands whose standard streams are closed, full, or cannot write every character."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.ports import free_port
 from support.process import SECRET, environment
 
 COMMAND_S = 30
@@ -89,9 +89,7 @@ def test_error_with_characters_of_other_scripts_is_one_line(folder: Path) -> Non
 
 @pytest.mark.parametrize("redirected", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
 def test_server_runs_and_ends_without_its_streams(tmp_path: Path, redirected: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "brewos_relay", "serve", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(
         ["/bin/sh", "-c", f'exec "$@" {redirected}', "sh", *command],

@@ -15,13 +15,13 @@ from support.fronts import (
     Place,
     Start,
     caddy,
-    free_port,
     haproxy,
     haproxy_cluster,
     haproxy_passthrough,
     nginx,
     nginx_passthrough,
 )
+from support.ports import free_port
 
 LIMITS = ServerLimits()
 FILES = [

@@ -13,7 +13,8 @@ import yaml
 
 from brewos_relay.settings.server_limits import ServerLimits
 from support.dockerfile import is_ignored, lint, read_instructions
-from support.fronts import DEPLOY, free_port
+from support.fronts import DEPLOY
+from support.ports import free_port
 from support.process import serve_process
 
 ROOT = DEPLOY.parent

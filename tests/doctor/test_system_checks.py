@@ -18,7 +18,7 @@ from brewos_relay.doctor.system_checks import (
 from brewos_relay.server import health_checks
 from brewos_relay.settings import Settings
 from support.certificates import Files, server_context, write_certificate
-from support.fronts import free_port
+from support.ports import free_port
 
 
 @contextmanager

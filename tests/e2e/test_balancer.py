@@ -16,7 +16,8 @@ from brewos_relay.registry.devices import add_devices
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.vocabulary import now_ms
 from support.certificates import write_certificate
-from support.fronts import HOST, Place, ReverseProxy, TlsWireClient, free_port, haproxy_cluster, open_front
+from support.fronts import HOST, Place, ReverseProxy, TlsWireClient, haproxy_cluster, open_front
+from support.ports import free_port
 from support.process import KEY, ProcessServer, machine_id, serve_process
 from support.redis_server import RedisServer
 from support.wire_client import Response, text, upgrade_head

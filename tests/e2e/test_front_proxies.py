@@ -25,7 +25,6 @@ from support.fronts import (
     TlsWireClient,
     caddy,
     caddy_is_gentle,
-    free_port,
     haproxy,
     haproxy_cluster,
     haproxy_passthrough,
@@ -34,6 +33,7 @@ from support.fronts import (
     nginx_passthrough,
     open_front,
 )
+from support.ports import free_port
 from support.process import KEY, ProcessServer, machine_id, serve_here, serve_process
 from support.wire_client import (
     BINARY,

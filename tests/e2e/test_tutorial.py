@@ -18,8 +18,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
-from support.fronts import free_port, need_program
+from support.fronts import need_program
 from support.pages import read
+from support.ports import free_port
 from support.postgresql import PostgreSQL
 from support.process import environment
 from support.redis_server import RedisServer

@@ -36,6 +36,7 @@ from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.certificates import client_context, write_certificate
+from support.ports import free_port
 from support.process import (
     KEY,
     SECRET,
@@ -332,11 +333,6 @@ async def test_invalid_certificates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"server\.key"):
         async with open_server(settings(tmp_path, tls_cert=files.cert, tls_key=files.key)):
             pass
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import trio
 from brewos_relay.cluster.broker import BrokerError, Claim, Mail, OwnerChanged
 from brewos_relay.cluster.redis_broker import RedisBroker
 from brewos_relay.cluster.redis_url import parse_redis_url
-from support.fronts import free_port
 from support.pages import read
+from support.ports import free_port
 from support.redis_server import REQUIRED, find_redis
 
 

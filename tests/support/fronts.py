@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from support.certificates import Files, client_context
+from support.ports import free_port
 from support.wire_client import WireClient
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
@@ -49,12 +50,6 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
         assert old in text, f"the configuration has no {old!r}"
         text = text.replace(old, new)
     return text
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Final
 import pytest
 
 from support.certificates import Files
+from support.ports import free_port
 
 REQUIRED: Final = os.environ.get("BREWOS_RELAY_REDIS_TESTS") == "required"
 PASSWORD: Final = "hunter2/@:"
@@ -35,8 +36,8 @@ class RedisServer:
         self._paused = False
         self._tls = tls
         self.socket = folder / "socket"
-        self.port = _free_port()
-        self.tls_port = _free_port()
+        self.port = free_port()
+        self.tls_port = free_port()
         self.start()
 
     @property
@@ -162,10 +163,3 @@ def open_redis(*options: str, tls: Files | None = None, program: Path | None = N
             yield server
         finally:
             server.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
