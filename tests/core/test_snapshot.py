@@ -19,6 +19,7 @@ from brewos_relay.core.merging import (
     decode,
 )
 from brewos_relay.core.snapshot import (
+    SAVED_APART_S,
     SmallSnapshot,
     Snapshot,
 )
@@ -589,12 +590,12 @@ def test_a_whole_status_is_saved_at_once_and_deltas_now_and_then() -> None:
     assert due(snapshot, 182.0)
     assert due(snapshot, 100.0, every_s=0.0)
     update(snapshot, encode(WHOLE))
-    assert not due(snapshot, 6.0)
-    assert due(snapshot, 7.0)
-    snapshot.mark_saved(17.0)
-    assert not due(snapshot, 18.0, every_s=0.0)
+    assert not due(snapshot, 2.0 + SAVED_APART_S - 0.1)
+    assert due(snapshot, 2.0 + SAVED_APART_S)
+    snapshot.mark_saved(70.0)
+    assert not due(snapshot, 71.0, every_s=0.0)
     snapshot.mark_unsaved()
-    assert due(snapshot, 18.0)
+    assert due(snapshot, 71.0)
 
 
 def test_a_restored_state_is_saved_once_the_machine_has_spoken() -> None:

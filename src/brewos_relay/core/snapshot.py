@@ -91,8 +91,8 @@ class Restored:
         """Whether clients are told of it."""
 
 
-_SAVED_APART_S: Final = 5.0
-"""The shortest time between two saves of a state."""
+SAVED_APART_S: Final = 50.0
+"""The shortest time between two saves of a state because of a whole one."""
 
 
 _SLOTS: Final = (
@@ -353,13 +353,14 @@ class Snapshot:
     def is_due_for_saving(self, now: float, *, every_s: float) -> bool:
         """Whether the state has changed and has to be saved now.
 
-        A whole state is saved at once, since it announces an important change, but not within 5 s of the last
-        one. Other changes are saved each `every_s`; with 0, at once.
+        A whole state is saved at once, since it announces an important change, but not within 50 s of the
+        last save: a device may send nothing else. Other changes are saved each `every_s`. With 0, because the
+        device is gone, everything is saved at once.
         """
         self.age_s(now)
         if not self._unsaved or self._status is None:
             return False
-        wait_s = every_s if self._status is self._saved else min(every_s, _SAVED_APART_S)
+        wait_s = every_s if self._status is self._saved else min(every_s, SAVED_APART_S)
         return now - self._saved_at >= wait_s
 
     def mark_saved(self, now: float) -> None:

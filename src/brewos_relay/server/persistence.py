@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import count
 from typing import Final
 
 import trio
@@ -22,7 +23,7 @@ from brewos_relay.vocabulary import now_ms
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_S: Final = 5.0
-"""How often changed states are stored."""
+"""How often changed states are stored, of all devices or of a part of them."""
 LAST_SAVE_S: Final = 5.0
 """How long a draining server may take to store states."""
 FIND_S: Final = 1.0
@@ -42,21 +43,21 @@ class StateKeeper:
         self._store = store
 
     async def run(self) -> None:
-        """Store due states every 5 s until cancelled."""
-        while True:
+        """Store due states every 5 s until cancelled; of many devices, a twelfth at a time."""
+        for turn in count():
             await trio.sleep(SAVE_EVERY_S)
-            await self.save()
+            await self.save(turn)
 
     async def save_all(self) -> None:
         """Store the states that are due before the server ends. Takes at most 5 s."""
         with trio.move_on_after(LAST_SAVE_S):
             await self.save()
 
-    async def save(self) -> None:
-        """Store the states that are due."""
+    async def save(self, turn: int | None = None) -> None:
+        """Store the states that are due; see `Relay.unsaved_states`."""
         if self._relay.limits.state_retention_s <= 0:
             return
-        due = self._relay.unsaved_states()
+        due = self._relay.unsaved_states(turn)
         for start in range(0, len(due), STATES_AT_ONCE):
             if not await self._save(due[start : start + STATES_AT_ONCE]):
                 return
