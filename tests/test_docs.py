@@ -300,8 +300,8 @@ def test_quoted_texts_are_those_of_the_console(page: str) -> None:
     quoted = re.findall(r'"([A-Z][^"]+)"', FENCE.sub("", read(page)).replace("\n", " "))
     assert quoted
     package = SOURCES / "brewos_relay"
-    sources = [*(package / "console").glob("*"), *(package / "api").glob("*.py")]
-    texts = " ".join(read(path) for path in sources if path.suffix in (".html", ".js", ".py"))
+    sources = [package / "console" / "texts" / "en.json", *(package / "api").glob("*.py")]
+    texts = " ".join(read(path) for path in sources)
     assert [text for text in quoted if text not in texts] == []
 
 

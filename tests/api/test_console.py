@@ -6,11 +6,14 @@ import pytest
 from quart_trio import QuartTrio
 
 from brewos_relay.api.app_index import ENTRY
+from brewos_relay.api.page_texts import COOKIE, read_catalogues
 from brewos_relay.api.web import PublishedCa
 from support.household import Household, open_household
 
 CONSOLE = files("brewos_relay") / "console"
-NAMES = sorted(entry.name for entry in CONSOLE.iterdir() if not entry.name.startswith((".", "_")))
+NAMES = sorted(entry.name for entry in CONSOLE.iterdir() if entry.is_file() and entry.name[0] not in "._")
+SCRIPTS = {name: (CONSOLE / name).read_text("utf-8") for name in NAMES if name.endswith(".js")}
+CATALOGUES = read_catalogues(CONSOLE / "texts")
 PAGES = {
     "/": "index.html",
     "/login": "login.html",
@@ -42,6 +45,11 @@ def text_of(name: str) -> str:
     return (CONSOLE / name).read_text(encoding="utf-8")
 
 
+def page_in(language: str, name: str) -> str:
+    """Return a page as the server sends it."""
+    return CATALOGUES[language].render(text_of(name), scripts=SCRIPTS)
+
+
 @pytest.fixture
 def dist(tmp_path: Path) -> Path:
     root = tmp_path / "dist"
@@ -56,12 +64,49 @@ async def test_pages_are_served_without_a_redirect(app: QuartTrio, path: str, na
     assert response.status_code == 200
     assert response.content_type == "text/html; charset=utf-8"
     assert response.headers["Cache-Control"] == "no-cache"
-    assert await response.get_data(as_text=True) == text_of(name)
+    assert await response.get_data(as_text=True) == page_in("en", name)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "chosen", "language"),
+    [
+        ("de-AT,de;q=0.9,en;q=0.8", None, "de"),
+        ("fr,en;q=0.5,de;q=0.4", None, "en"),
+        ("fr, de;q=0.5", None, "de"),
+        ("fr", None, "en"),
+        ("*", None, "en"),
+        ("", None, "en"),
+        ("en", "de", "de"),
+        ("de", "en", "en"),
+        ("de", "../fr", "de"),
+    ],
+)
+async def test_page_is_in_the_chosen_language_or_the_best_that_the_browser_accepts(
+    app: QuartTrio, accepted: str, chosen: str | None, language: str
+) -> None:
+    headers = {"Accept-Language": accepted} | ({"Cookie": f"{COOKIE}={chosen}"} if chosen else {})
+    client = app.test_client(use_cookies=False)
+    response = await client.get("/login", headers=headers)
+    assert await response.get_data(as_text=True) == page_in(language, "login.html")
+    assert f'<html lang="{language}">' in page_in(language, "login.html")
+    assert response.headers["Content-Language"] == language
+    assert response.headers["Vary"] == "Accept-Language, Cookie"
+    again = await client.get("/login", headers={**headers, "If-None-Match": response.headers["ETag"]})
+    assert (again.status_code, again.headers["Vary"]) == (304, "Accept-Language, Cookie")
+
+
+async def test_languages_of_a_page_have_different_etags(app: QuartTrio) -> None:
+    client = app.test_client()
+    tags = {
+        (await client.get("/login", headers={"Accept-Language": language})).headers["ETag"]
+        for language in CATALOGUES
+    }
+    assert len(tags) == len(CATALOGUES) > 1
 
 
 async def test_range_of_a_page_can_be_requested(app: QuartTrio) -> None:
     client = app.test_client()
-    content = text_of("index.html").encode()
+    content = page_in("en", "index.html").encode()
     response = await client.get("/console", headers={"Range": "bytes=2-9"})
     assert (response.status_code, await response.get_data()) == (206, content[2:10])
     assert response.headers["Content-Range"] == f"bytes 2-9/{len(content)}"
@@ -124,7 +169,7 @@ async def test_besides_a_web_app_only_login_pair_and_console_are_served(tmp_path
         for path in ("/login", "/login?expired=true", "/pair?id=x&token=y", *below):
             response = await client.get(path)
             assert response.status_code == 200
-            assert await response.get_data(as_text=True) == text_of(PAGES[path.partition("?")[0]])
+            assert await response.get_data(as_text=True) == page_in("en", PAGES[path.partition("?")[0]])
         assert (await client.get("/console/login.js")).status_code == 200
         assert (await client.get("/console/none.js")).status_code == 404
         assert (await (await client.get("/api/info")).get_json())["webApp"] is True
@@ -138,7 +183,7 @@ async def test_info_tells_if_there_is_no_web_app(house: Household) -> None:
 def test_pages_have_no_inline_code_and_no_broken_references(name: str) -> None:
     page = text_of(name)
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page)
-    assert '<html lang="en">' in page
+    assert '<html lang="{{language}}">' in page
     assert "<title>" in page
     for path in re.findall(r'(?:src|href)="([^"?]+)', page):
         assert path.startswith("/")
@@ -174,7 +219,7 @@ def test_scripts_import_existing_modules_and_never_parse_html(name: str) -> None
 
 @pytest.mark.parametrize(("name", "modules"), PARTS.items())
 def test_element_ids_in_scripts_exist_in_the_pages(name: str, modules: list[str]) -> None:
-    page = text_of(name)
+    page = page_in("en", name)
     for module in modules:
         for one in re.findall(r'byId\("([^"]+)"\)', text_of(module)):
             assert f'id="{one}"' in page, (module, one)
@@ -204,6 +249,9 @@ async def test_ca_can_be_installed_from_a_page_with_its_fingerprint(tmp_path: Pa
             page = await house.app.test_client().get("/ca")
             assert (page.status_code, page.content_type) == (200, "text/html; charset=utf-8")
             assert "<code>AB:CD</code>" in await page.get_data(as_text=True)
+            german = await house.app.test_client().get("/ca", headers={"Accept-Language": "de"})
+            assert "<code>AB:CD</code>" in (text := await german.get_data(as_text=True))
+            assert "Diesem Server vertrauen" in text
             assert "script-src 'self'" in page.headers["Content-Security-Policy"]
             file = await house.app.test_client().get("/ca.crt")
             assert (file.status_code, await file.get_data()) == (200, ca.pem)

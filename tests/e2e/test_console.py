@@ -265,7 +265,7 @@ async def test_page_shows_and_controls_the_machine(tmp_path: Path) -> None:
 
         # A button is pressed, and the machine heats.
         await page.press("#mode-on")
-        await page.see("Mode “on”: delivered to the machine.")
+        await page.see("Mode “On”: delivered to the machine.")
         await page.see("Heating")
         assert kitchen.machine.mode == "on"
         await page.wait_for(f"Number(document.querySelector('#gauge-brew .figure').textContent) > {cold + 5}")
@@ -612,7 +612,7 @@ async def test_administrator_sees_the_instances_on_a_bus(tmp_path: Path, redis: 
         redis.run("ZADD", "brewos:instances", "99999999999999999", "dead-1")
         await page.wait_for("document.querySelectorAll('#instances li').length === 2")
         await page.wait_for("!document.querySelector('#instances-section').hidden")
-        await page.see("no answer from dead-1. What to do:")
+        await page.see("No answer from dead-1. What to do:")
         await page.see("<b>kitchen</b> · 0 machines")
         await page.see("running")
         assert complaints(page) == []

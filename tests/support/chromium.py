@@ -168,8 +168,10 @@ class Page:
 
 
 @asynccontextmanager
-async def open_page() -> AsyncIterator[Page]:
+async def open_page(*, languages: str = "en-GB,en") -> AsyncIterator[Page]:
     """Start a browser with a profile of its own, and open a tab in it.
+
+    Its user reads `languages`; the first is its locale.
 
     **Owns:** the browser's process, and the folder of its profile.
     **Ends when:** the block does.
@@ -177,7 +179,10 @@ async def open_page() -> AsyncIterator[Page]:
     assert PROGRAM is not None, "there is no Chromium here"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = await trio.lowlevel.open_process(
-            [PROGRAM, *_ARGUMENTS, f"--user-data-dir={folder}", "about:blank"],
+            [
+                *(PROGRAM, *_ARGUMENTS, f"--user-data-dir={folder}"),
+                *(f"--lang={languages.partition(',')[0]}", f"--accept-lang={languages}", "about:blank"),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
@@ -15,6 +16,7 @@ from quart.wrappers.response import ResponseBody
 from werkzeug.routing import PathConverter
 
 from brewos_relay.api.app_index import MOST_BYTES, with_entry_script
+from brewos_relay.api.page_texts import language_for, read_catalogues
 from brewos_relay.api.ranges import limit_to_range
 from brewos_relay.errors import SettingsError
 
@@ -284,6 +286,8 @@ def no_ca() -> None:
 CA_PATH: Final = "/ca.crt"
 CA_TYPE: Final = "application/x-x509-ca-cert"
 _FINGERPRINT: Final = b"<!-- fingerprint -->"
+_HTML: Final = CONTENT_TYPES[".html"]
+_CONSOLE: Final = files("brewos_relay") / "console"
 
 
 def console_blueprint(*, beside_app: bool, local_ca: FindCa = no_ca) -> Blueprint:
@@ -293,11 +297,12 @@ def console_blueprint(*, beside_app: bool, local_ca: FindCa = no_ca) -> Blueprin
     /ca with instructions. Both get 404 if `local_ca` returns None.
     """
     blueprint = Blueprint("console", __name__)
-    pages = _read_pages()
+    pages, parts = _read_pages(), _read_parts()
 
     def send(name: str) -> Callable[[], Coroutine[Any, Any, Response]]:
         async def view(device_id: str = "") -> Response:
-            return await _send_page(pages[name])  # the page reads the device id from its URL
+            # The page reads the device id from its URL.
+            return await _send_in_language({language: each[name] for language, each in pages.items()})
 
         return view
 
@@ -306,18 +311,22 @@ def console_blueprint(*, beside_app: bool, local_ca: FindCa = no_ca) -> Blueprin
 
     @blueprint.get("/console/<name>")
     async def part(name: str) -> Response:
-        if name not in pages or name.endswith(".html"):
+        if name not in parts:
             abort(404)
-        return await _send_page(pages[name])
+        return await _send_page(parts[name])
 
     @blueprint.get("/ca")
     async def ca_page() -> Response:
         found = local_ca()
         if found is None:
             abort(404)
-        page = pages["ca.html"]
-        content = page.content.replace(_FINGERPRINT, found.fingerprint.encode())
-        return await _send_page(_page(content, page.content_type))
+        fingerprint = found.fingerprint.encode()
+        return await _send_in_language(
+            {
+                language: _page(each["ca.html"].content.replace(_FINGERPRINT, fingerprint), _HTML)
+                for language, each in pages.items()
+            }
+        )
 
     @blueprint.get(CA_PATH)
     async def ca_certificate() -> Response:
@@ -330,14 +339,39 @@ def console_blueprint(*, beside_app: bool, local_ca: FindCa = no_ca) -> Blueprin
     return blueprint
 
 
-def _read_pages() -> dict[str, _Page]:
-    """Read the pages, scripts and styles of the console, by name."""
-    folder = files("brewos_relay") / "console"
+@cache
+def _read_parts() -> Mapping[str, _Page]:
+    """Read the scripts, styles and pictures of the console, by name."""
     return {
         entry.name: _page(entry.read_bytes(), CONTENT_TYPES[suffix])
-        for entry in folder.iterdir()
-        if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES
+        for entry in _CONSOLE.iterdir()
+        if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES and suffix != ".html"
     }
+
+
+@cache
+def _read_pages() -> Mapping[str, Mapping[str, _Page]]:
+    """Read the pages of the console, by language and name."""
+    pages = {
+        entry.name: entry.read_text("utf-8") for entry in _CONSOLE.iterdir() if entry.name.endswith(".html")
+    }
+    scripts = {name: part.content.decode() for name, part in _read_parts().items() if name.endswith(".js")}
+    return {
+        language: {
+            name: _page(catalogue.render(page, scripts=scripts).encode(), _HTML)
+            for name, page in pages.items()
+        }
+        for language, catalogue in read_catalogues(_CONSOLE / "texts").items()
+    }
+
+
+async def _send_in_language(pages: Mapping[str, _Page]) -> Response:
+    """Send the page in the best language for the request."""
+    language = language_for(request, tuple(pages))
+    response = await _send_page(pages[language])
+    response.vary.update(["Accept-Language", "Cookie"])
+    response.content_language.add(language)
+    return response
 
 
 def _page(content: bytes, content_type: str) -> _Page:

@@ -2,7 +2,9 @@
 
 import { sendSignedIn } from "./api.js";
 import { askToConfirm, byId, createElement, onAction, setText } from "./dom.js";
+import { dateTime } from "./format.js";
 import { homePage } from "./header.js";
+import { machineTypeName, roleName, text } from "./texts.js";
 
 /** Show a machine from the list of the server. */
 export function showDevice({ id, name, role, until, machineType, firmwareVersion, keyPending }) {
@@ -11,11 +13,11 @@ export function showDevice({ id, name, role, until, machineType, firmwareVersion
   if (document.activeElement !== byId("new-name")) byId("new-name").value = name;
   byId("rename").hidden = role !== "owner";
   const rows = [
-    ["Id", id],
-    ["Type", machineType?.replaceAll("_", " ")],
-    ["Firmware", firmwareVersion],
-    ["Your role", until ? `${role} until ${new Date(until).toLocaleString()}` : role],
-    ["Key", keyPending && "The machine has a new key. Pair it again to accept the key."],
+    [text("about.id"), id],
+    [text("about.type"), machineTypeName(machineType)],
+    [text("about.firmware"), firmwareVersion],
+    [text("about.role"), roleName(role, until && dateTime(until))],
+    [text("about.key"), keyPending && text("home.new-key")],
   ];
   byId("about").replaceChildren(...rows.filter(([, value]) => value).flatMap(([title, value]) => [createElement("dt", "", title), createElement("dd", "", value)]));
 }
@@ -28,8 +30,7 @@ export function startMachineSettings(deviceId, problem, show) {
     show(device);
   });
   onAction(byId("leave"), problem, async () => {
-    const text = "The machine leaves your list. If you are its last owner, all of its users lose access, and it can be paired again.";
-    if (!(await askToConfirm({ title: "Leave this machine?", text, act: "Leave" }))) return;
+    if (!(await askToConfirm({ title: text("leave.title"), text: text("leave.text"), act: text("leave.act") }))) return;
     await sendSignedIn("DELETE", path);
     location.replace(homePage);
   });

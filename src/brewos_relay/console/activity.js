@@ -1,29 +1,34 @@
 // The activity of the machine.
 
 import { sendSignedIn } from "./api.js";
-import { byId, clockTime, createElement, onAction } from "./dom.js";
+import { byId, createElement, onAction } from "./dom.js";
+import { clockTime } from "./format.js";
+import { outcomeName, roleName, text } from "./texts.js";
 
 const SHOWN = 30;
 const WORDS = {
-  claimed: () => "paired the machine",
-  owner_changed: () => "became the owner when the machine connected; an earlier pairing ended",
-  shared: ({ role }) => (role ? `shared it with a ${role}` : "shared it"),
-  share_claimed: ({ role }) => (role ? `accepted a share as ${role}` : "accepted a share"),
-  share_revoked: () => "revoked a share",
-  user_removed: () => "removed a user",
-  role_changed: ({ role }) => (role ? `changed a role to ${role}` : "changed a role"),
-  renamed: ({ name }) => (name ? `renamed it to “\u2068${name}\u2069”` : "renamed it"),
-  key_pending: () => "registered a new key, which is not accepted yet",
-  key_changed: () => "now uses a new key",
-  key_sent: () => "was sent a new key",
-  online: () => "came online",
-  offline: () => "went offline",
-  throttled: () => "sends too many messages: they are merged",
-  throttle_ended: ({ dropped }) => `sends at its normal rate again${dropped ? ` (${dropped} messages dropped)` : ""}`,
-  client_came: () => "started watching",
-  client_went: () => "stopped watching",
-  token_copied: () => "was signed out, because a copy of the session was used",
-  command: ({ name, outcome }) => `${(name ?? "command").replace(":", " ")}${outcome && outcome !== "delivered" ? ` (${outcome.replace("_", " ")})` : ""}`,
+  claimed: () => text("did.claimed"),
+  owner_changed: () => text("did.owner-changed"),
+  shared: ({ role }) => (role ? text("did.shared-as", { role: roleName(role) }) : text("did.shared")),
+  share_claimed: ({ role }) => (role ? text("did.accepted-as", { role: roleName(role) }) : text("did.accepted")),
+  share_revoked: () => text("did.revoked-share"),
+  user_removed: () => text("did.removed-user"),
+  role_changed: ({ role }) => (role ? text("did.changed-role-to", { role: roleName(role) }) : text("did.changed-role")),
+  renamed: ({ name }) => (name ? text("did.renamed-to", { name: `\u2068${name}\u2069` }) : text("did.renamed")),
+  key_pending: () => text("did.key-pending"),
+  key_changed: () => text("did.key-changed"),
+  key_sent: () => text("did.key-sent"),
+  online: () => text("did.online"),
+  offline: () => text("did.offline"),
+  throttled: () => text("did.throttled"),
+  throttle_ended: ({ dropped }) => (dropped ? text("did.throttle-ended-dropped", { count: dropped }) : text("did.throttle-ended")),
+  client_came: () => text("did.client-came"),
+  client_went: () => text("did.client-went"),
+  token_copied: () => text("did.token-copied"),
+  command: ({ name, outcome }) => {
+    const command = name?.replace(":", " ") ?? text("did.command");
+    return outcome && outcome !== "delivered" ? text("did.command-failed", { command, outcome: outcomeName(outcome) }) : command;
+  },
 };
 
 export class ActivityList {
@@ -57,7 +62,7 @@ export class ActivityList {
 }
 
 function row({ at, kind, userId, email, detail }) {
-  const who = email ?? userId ?? "The machine";
+  const who = email ?? userId ?? text("did.machine");
   const what = (WORDS[kind] ?? (() => kind))(detail ?? {});
   return createElement("li", "", [createElement("div", "what", [createElement("strong", "", who), ` ${what}`]), createElement("time", "", clockTime(at))]);
 }

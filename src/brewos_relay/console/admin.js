@@ -1,12 +1,19 @@
 // The server page for administrators: figures, pairing, machines, accounts and tokens.
 
 import { sendSignedIn } from "./api.js";
-import { askToConfirm, byId, clockTime, createElement, day, goToLogin, onAction, pollWhileVisible, relativeTime, setText } from "./dom.js";
+import { askToConfirm, byId, createElement, goToLogin, onAction, pollWhileVisible, setText } from "./dom.js";
+import { clockTime, day, number, relativeTime } from "./format.js";
 import { showHeader } from "./header.js";
 import { SignedOut } from "./login_session.js";
 import { PagedList } from "./paged_list.js";
+import { machineTypeName, roleName, text, textFrom } from "./texts.js";
 
 const EVERY_MS = 5000;
+const PROBLEMS = {
+  bus: "cluster.bus", versions: "cluster.versions", keys: "cluster.keys", registries: "cluster.registries",
+  hosts: "cluster.hosts", silent: "cluster.silent",
+};
+const STATES = { running: "instance.running", draining: "instance.draining", silent: "instance.silent" };
 const problem = byId("problem");
 let before = null; // the previous figures
 
@@ -56,27 +63,27 @@ async function refresh() {
 
 function showStats(stats, { bus, instances }) {
   const { totals } = stats;
-  setText(byId("devices-online"), stats.devices);
-  setText(byId("devices-all"), `of ${stats.registered.devices}`);
-  setText(byId("clients"), stats.clients);
-  setText(byId("users-all"), `${stats.registered.users} ${stats.registered.users === 1 ? "account" : "accounts"}`);
+  setText(byId("devices-online"), number(stats.devices));
+  setText(byId("devices-all"), text("admin.of", { count: stats.registered.devices }));
+  setText(byId("clients"), number(stats.clients));
+  setText(byId("users-all"), text("admin.accounts", { count: stats.registered.users }));
   if (bus) {
     // The totals are those of one instance, and each request may reach another one.
     const rate = (name) => instances.reduce((sum, { perSecond }) => sum + perSecond[name], 0);
-    setText(byId("rate-devices"), rate("fromDevices").toFixed(1));
-    setText(byId("rate-clients"), rate("toClients").toFixed(1));
-    setText(byId("rate-apps"), (rate("fromClients") * 60).toFixed(0));
-    setText(byId("undeliverable"), instances.reduce((sum, { undeliverable }) => sum + undeliverable, 0));
+    setText(byId("rate-devices"), number(rate("fromDevices"), 1));
+    setText(byId("rate-clients"), number(rate("toClients"), 1));
+    setText(byId("rate-apps"), number(rate("fromClients") * 60));
+    setText(byId("undeliverable"), number(instances.reduce((sum, { undeliverable }) => sum + undeliverable, 0)));
     return;
   }
-  setText(byId("undeliverable"), totals.undeliverable);
+  setText(byId("undeliverable"), number(totals.undeliverable));
   // A restarted server counts from zero.
   if (before && totals.receivedFromDevices >= before.totals.receivedFromDevices) {
     const seconds = Math.max(0.1, (stats.timestamp - before.timestamp) / 1000);
     const rate = (name) => (totals[name] - before.totals[name]) / seconds;
-    setText(byId("rate-devices"), rate("receivedFromDevices").toFixed(1));
-    setText(byId("rate-clients"), rate("sentToClients").toFixed(1));
-    setText(byId("rate-apps"), (rate("receivedFromClients") * 60).toFixed(0));
+    setText(byId("rate-devices"), number(rate("receivedFromDevices"), 1));
+    setText(byId("rate-clients"), number(rate("sentToClients"), 1));
+    setText(byId("rate-apps"), number(rate("receivedFromClients") * 60));
   }
   before = stats;
 }
@@ -85,39 +92,45 @@ function showInstances({ instances, problems }) {
   byId("instances-section").hidden = instances.length < 2 && problems.length === 0;
   byId("instances").replaceChildren(...instances.map(instanceRow));
   // A status is read out when it changes.
-  const shown = problems.map(({ text, advice }) => `${text}. What to do: ${advice}.`);
+  const shown = problems.map(problemText);
   const list = byId("instance-problems");
   const before = [...list.children].map(({ textContent }) => textContent);
   if (JSON.stringify(before) !== JSON.stringify(shown)) {
-    list.replaceChildren(...shown.map((text) => createElement("p", "problem", text)));
+    list.replaceChildren(...shown.map((words) => createElement("p", "problem", words)));
   }
+}
+
+function problemText({ kind, text: what, advice }) {
+  // The text of the server ends with the names of the instances, as `(a, b)` or `from a, b`.
+  const instances = what.match(/\((.*)\)$/)?.[1] ?? what.match(/ from (.*)$/)?.[1] ?? "";
+  return Object.hasOwn(PROBLEMS, kind) ? text(PROBLEMS[kind], { instances }) : `${what}: ${advice}.`;
 }
 
 function instanceRow({ name, state, processes, version, host, startedAt, devices: machines, clients, perSecond, answerMs }) {
   const more = [
     host !== name && host,
-    version && `version ${version}`,
-    startedAt && `started ${relativeTime(startedAt)}`,
-    processes > 1 && `${processes} processes`,
-    `${machines} ${machines === 1 ? "machine" : "machines"}`,
-    `${clients} ${clients === 1 ? "app" : "apps"}`,
-    `${perSecond.fromDevices.toFixed(1)} messages/s in, ${perSecond.toClients.toFixed(1)} out`,
-    answerMs !== null && `answers in ${answerMs.toFixed(1)} ms`,
+    version && text("instance.version", { version }),
+    startedAt && text("instance.started", { time: relativeTime(startedAt) }),
+    processes > 1 && text("instance.processes", { count: processes }),
+    text("instance.machines", { count: machines }),
+    text("instance.apps", { count: clients }),
+    text("instance.rates", { from: number(perSecond.fromDevices, 1), to: number(perSecond.toClients, 1) }),
+    answerMs !== null && text("instance.answers", { time: number(answerMs, 1) }),
   ];
   return createElement("li", "", [
     createElement("div", "what", [
       createElement("div", "name", name),
       createElement("div", "more", more.filter(Boolean).join(" · ")),
     ]),
-    createElement("span", state === "running" ? "state online" : "state", state === "silent" ? "no answer" : state),
+    createElement("span", state === "running" ? "state online" : "state", textFrom(STATES, state)),
   ]);
 }
 
 function showPairing({ mode, isOpen, openUntil }) {
   const words = {
-    open: "Any machine may register.",
-    closed: "New machines may not register (BREWOS_RELAY_PAIRING is closed).",
-    window: isOpen ? `New machines may register until ${clockTime(openUntil)}.` : "New machines may not register until you open pairing.",
+    open: text("pairing.open"),
+    closed: text("pairing.closed"),
+    window: isOpen ? text("pairing.window-open", { time: clockTime(openUntil) }) : text("pairing.window-closed"),
   };
   setText(byId("pairing-state"), words[mode]);
   byId("pairing-open").hidden = mode !== "window";
@@ -133,13 +146,12 @@ onAction(byId("pairing-close"), problem, async () => {
 });
 
 function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, machineType, keyPending, owners }) {
-  const apps = clients && `${clients} ${clients === 1 ? "app" : "apps"}`;
-  const more = [id, owners.join(", ") || "no owner", machineType?.replaceAll("_", " "), firmwareVersion && `firmware ${firmwareVersion}`, apps];
-  const release = createElement("button", "quiet small bad", "Release");
-  release.setAttribute("aria-label", `Release ${id}`);
+  const apps = clients && text("instance.apps", { count: clients });
+  const more = [id, owners.join(", ") || text("admin.no-owner"), machineTypeName(machineType), firmwareVersion && text("home.firmware", { version: firmwareVersion }), apps];
+  const release = createElement("button", "quiet small bad", text("release.act"));
+  release.setAttribute("aria-label", text("release.label", { name: id }));
   onAction(release, problem, async () => {
-    const text = "All of its users lose access, and it can be paired again. Use this if a stranger has paired the machine.";
-    if (!(await askToConfirm({ title: `Release ${id}?`, text, act: "Release" }))) return;
+    if (!(await askToConfirm({ title: text("release.title", { name: id }), text: text("release.text"), act: text("release.act") }))) return;
     await sendSignedIn("POST", `/api/admin/devices/${encodeURIComponent(id)}/release`);
     await devices.refresh();
   });
@@ -147,51 +159,49 @@ function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, mac
     createElement("div", "what", [
       createElement("div", "name", name ?? id),
       createElement("div", "more", more.filter(Boolean).join(" · ")),
-      ...(keyPending ? [createElement("div", "more", "The machine has a new key. Its owner must pair it again to accept the key.")] : []),
+      ...(keyPending ? [createElement("div", "more", text("admin.new-key"))] : []),
     ]),
-    isOnline ? createElement("span", "state online", "online") : createElement("span", "state", lastSeen ? `last seen ${relativeTime(lastSeen)}` : "never seen"),
+    isOnline ? createElement("span", "state online", text("presence.online")) : createElement("span", "state", lastSeen ? text("presence.last-seen", { time: relativeTime(lastSeen) }) : text("presence.never")),
     ...(owners.length ? [createElement("span", "acts", [release])] : []),
   ]);
 }
 
 function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
-  const more = [name && email, hasPassword ? "has a password" : "has no password", `since ${day(createdAt)}`];
+  const more = [name && email, hasPassword ? text("account.password") : text("account.no-password"), text("sessions.since", { day: day(createdAt) })];
   const path = `/api/admin/users/${encodeURIComponent(id)}`;
-  const change = createElement("button", "quiet small", isAdmin ? "Revoke administrator" : "Make administrator");
-  change.setAttribute("aria-label", `${isAdmin ? "Revoke administrator" : "Make administrator"}: ${email}`);
+  const change = createElement("button", "quiet small", isAdmin ? text("account.demote") : text("account.promote"));
+  change.setAttribute("aria-label", text(isAdmin ? "account.demote-label" : "account.promote-label", { name: email }));
   onAction(change, problem, async () => {
     await sendSignedIn("PATCH", path, { isAdmin: !isAdmin });
     await accounts.refresh();
   });
-  const remove = createElement("button", "quiet small bad", "Remove");
-  remove.setAttribute("aria-label", `Remove ${email}`);
+  const remove = createElement("button", "quiet small bad", text("people.remove"));
+  remove.setAttribute("aria-label", text("people.remove-label", { name: email }));
   onAction(remove, problem, async () => {
-    const text = "Their sessions end. Machines without another owner are released, and can be paired again.";
-    if (!(await askToConfirm({ title: `Remove ${email}?`, text, act: "Remove" }))) return;
+    if (!(await askToConfirm({ title: text("people.remove-title", { name: email }), text: text("account.remove-text"), act: text("people.remove") }))) return;
     await sendSignedIn("DELETE", path);
     await accounts.refresh();
   });
   return createElement("li", "", [
     createElement("div", "what", [createElement("div", "name", name ?? email), createElement("div", "more", more.filter(Boolean).join(" · "))]),
-    ...(isAdmin ? [createElement("span", "tag", "administrator")] : []),
+    ...(isAdmin ? [createElement("span", "tag", text("account.administrator"))] : []),
     createElement("span", "acts", [change, remove]),
   ]);
 }
 
 function tokenRow({ id, name, userId, role, devices, expiresAt, revokedAt }) {
-  const reach = devices === "*" ? "all machines" : devices.join(", ") || "the machines of the user";
-  const revoke = createElement("button", "quiet small bad", "Revoke");
-  revoke.setAttribute("aria-label", `Revoke ${name ?? id}`);
+  const reach = devices === "*" ? text("token.all-machines") : devices.join(", ") || text("token.own-machines");
+  const revoke = createElement("button", "quiet small bad", text("token.revoke"));
+  revoke.setAttribute("aria-label", text("token.revoke-label", { name: name ?? id }));
   onAction(revoke, problem, async () => {
-    const text = "Its connections close within a second. Other tokens of the user stay valid.";
-    if (!(await askToConfirm({ title: `Revoke ${name ?? id}?`, text, act: "Revoke" }))) return;
+    if (!(await askToConfirm({ title: text("token.revoke-title", { name: name ?? id }), text: text("token.revoke-text"), act: text("token.revoke") }))) return;
     await sendSignedIn("DELETE", `/api/admin/tokens/${encodeURIComponent(id)}`);
     await refreshTokens();
   });
-  const more = [name && id, userId, `${role} of ${reach}`, `until ${day(expiresAt)}`];
+  const more = [name && id, userId, text("token.reach", { role: roleName(role), machines: reach }), text("people.until", { time: day(expiresAt) })];
   return createElement("li", "", [
     createElement("div", "what", [createElement("div", "name", name ?? id), createElement("div", "more", more.filter(Boolean).join(" · "))]),
-    revokedAt ? createElement("span", "state", "revoked") : createElement("span", "acts", [revoke]),
+    revokedAt ? createElement("span", "state", text("token.revoked")) : createElement("span", "acts", [revoke]),
   ]);
 }
 
@@ -202,14 +212,14 @@ onAction(byId("invite"), problem, async () => {
   });
   setText(byId("invited-email"), made.email);
   byId("invited-url").value = made.url;
-  setText(byId("invited-copy"), "Copy link");
+  setText(byId("invited-copy"), text("share.copy"));
   byId("invited").hidden = false;
   byId("invite").reset();
 });
 
 onAction(byId("invited-copy"), problem, async () => {
   await navigator.clipboard.writeText(byId("invited-url").value);
-  setText(byId("invited-copy"), "Copied");
+  setText(byId("invited-copy"), text("share.copied"));
 });
 // Browsers offer the clipboard only over TLS.
 byId("invited-copy").hidden = !navigator.clipboard;

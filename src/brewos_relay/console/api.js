@@ -1,6 +1,7 @@
 // Requests to the HTTP API of this server.
 
 import { accessToken, renewSession } from "./login_session.js";
+import { refusalText, text } from "./texts.js";
 
 const TIME_MS = 15000;
 
@@ -54,9 +55,9 @@ async function send(method, path, body, token) {
 async function read(answer) {
   const content = await answer.json().catch(() => null);
   if (answer.ok && content !== null) return content;
-  throw new RequestFailed(content?.error ?? `The server answered ${answer.status}. Try again soon.`, answer.status);
+  throw new RequestFailed(typeof content?.error === "string" ? refusalText(content.error) : text("problem.status", { status: answer.status }), answer.status);
 }
 
 function unreachable() {
-  return new RequestFailed("The server cannot be reached. Check your connection and try again.", 0);
+  return new RequestFailed(text("problem.unreachable"), 0);
 }

@@ -1,5 +1,7 @@
 // A line chart on a canvas: panels below each other, with a common x axis.
 
+import { number } from "./format.js";
+
 const LEFT = 44;
 const RIGHT = 10;
 const TOP = 6;
@@ -70,7 +72,7 @@ export class Chart {
       pen.strokeStyle = this.#colour("--grid");
       line(pen, [[LEFT, at], [width - RIGHT, at]]);
       pen.fillStyle = this.#colour("--soft");
-      pen.fillText(String(Number(y.toFixed(2))), LEFT - 8, at);
+      pen.fillText(number(y, 0, 2), LEFT - 8, at);
     }
     pen.save();
     pen.beginPath();

@@ -1,15 +1,12 @@
 // The controls of the machine, and the outcome of each command.
 
 import { askToConfirm, byId, setText } from "./dom.js";
+import { number } from "./format.js";
+import { outcomeName, text } from "./texts.js";
 
 const ANSWER_MS = 12000; // longer than a command may wait
-const OUTCOMES = {
-  delivered: ["good", "delivered to the machine"],
-  queued: ["", "waiting for the machine"],
-  expired: ["bad", "expired before the machine got it"],
-  device_offline: ["bad", "not delivered, the machine is offline"],
-  forbidden: ["bad", "not allowed; ask an owner of the machine"],
-};
+const KINDS = { delivered: "good", expired: "bad", device_offline: "bad", forbidden: "bad" };
+const MODES = { on: "mode.on", eco: "mode.eco", standby: "mode.standby" };
 const FIELDS = [["set-brew", "brew-target"], ["set-steam", "steam-target"], ["set-eco", "eco-target"]];
 
 export class Commands {
@@ -20,13 +17,13 @@ export class Commands {
   /** `send` sends a message, and returns whether it was sent. */
   constructor(send) {
     this.#send = send;
-    for (const mode of ["on", "eco", "standby"]) {
-      byId(`mode-${mode}`).addEventListener("click", () => this.#ask(`Mode “${mode}”`, { cmd: "set_mode", mode }));
+    for (const mode of Object.keys(MODES)) {
+      byId(`mode-${mode}`).addEventListener("click", () => this.#ask(text("command.mode", { mode: text(MODES[mode]) }), { cmd: "set_mode", mode }));
     }
-    this.#whenSet("set-brew", "brew-target", (temp) => this.#ask(`Brew at ${temp} °C`, { cmd: "set_temp", boiler: "brew", temp }));
-    this.#whenSet("set-steam", "steam-target", (temp) => this.#ask(`Steam at ${temp} °C`, { cmd: "set_temp", boiler: "steam", temp }));
-    this.#whenSet("set-eco", "eco-target", (temp) => this.#ask(`Eco at ${temp} °C`, { cmd: "set_eco", brewTemp: temp }));
-    byId("tare").addEventListener("click", () => this.#ask("Tare", { cmd: "tare" }));
+    this.#whenSet("set-brew", "brew-target", (temp) => this.#ask(text("command.brew", { temperature: `${number(temp, 0, 1)} °C` }), { cmd: "set_temp", boiler: "brew", temp }));
+    this.#whenSet("set-steam", "steam-target", (temp) => this.#ask(text("command.steam", { temperature: `${number(temp, 0, 1)} °C` }), { cmd: "set_temp", boiler: "steam", temp }));
+    this.#whenSet("set-eco", "eco-target", (temp) => this.#ask(text("command.eco", { temperature: `${number(temp, 0, 1)} °C` }), { cmd: "set_eco", brewTemp: temp }));
+    byId("tare").addEventListener("click", () => this.#ask(text("command.tare"), { cmd: "tare" }));
     byId("restart").addEventListener("click", () => this.#restart());
   }
 
@@ -38,7 +35,7 @@ export class Commands {
 
   /** Show the settings of the machine, except in a field that the user is editing. */
   show({ mode, brewTarget, steamTarget, ecoTarget, hasScale }) {
-    for (const one of ["on", "eco", "standby"]) byId(`mode-${one}`).setAttribute("aria-pressed", String(mode === one));
+    for (const one of Object.keys(MODES)) byId(`mode-${one}`).setAttribute("aria-pressed", String(mode === one));
     const set = { "brew-target": brewTarget, "steam-target": steamTarget, "eco-target": ecoTarget };
     for (const [, id] of FIELDS) {
       const field = byId(id);
@@ -56,15 +53,14 @@ export class Commands {
     const asked = this.#asked.get(requestId);
     if (!asked) return;
     if (status !== "queued") this.#forget(requestId);
-    const [kind, words] = OUTCOMES[status] ?? ["", status];
-    this.#tell(`${asked.name}: ${words}.`, kind);
+    this.#tell(text("command.outcome", { command: asked.name, outcome: outcomeName(status) }), KINDS[status] ?? "");
   }
 
   /** Handle a lost connection: pending commands get no answer. */
   interrupt() {
     if (!this.#asked.size) return;
     for (const id of [...this.#asked.keys()]) this.#forget(id);
-    this.#tell("The connection was lost. The machine may or may not have got the command.", "bad");
+    this.#tell(text("command.interrupted"), "bad");
   }
 
   #whenSet(formId, fieldId, act) {
@@ -79,12 +75,12 @@ export class Commands {
   #ask(name, command) {
     const requestId = `console-${++this.#number}`;
     if (!this.#send({ type: "command", ...command, requestId })) {
-      return this.#tell(`${name}: not sent, no connection.`, "bad");
+      return this.#tell(text("command.outcome", { command: name, outcome: text("outcome.not-sent") }), "bad");
     }
-    this.#tell(`${name}…`, "");
+    this.#tell(text("command.sent", { command: name }), "");
     const timer = setTimeout(() => {
       this.#asked.delete(requestId);
-      this.#tell(`${name}: no answer yet.`, "bad");
+      this.#tell(text("command.outcome", { command: name, outcome: text("outcome.no-answer") }), "bad");
     }, ANSWER_MS);
     this.#asked.set(requestId, { name, timer });
   }
@@ -95,12 +91,12 @@ export class Commands {
   }
 
   async #restart() {
-    const text = "The machine stops what it is doing, and is back in about half a minute.";
-    if (await askToConfirm({ title: "Restart the machine?", text, act: "Restart" })) this.#ask("Restart", { cmd: "restart" });
+    const question = { title: text("restart.title"), text: text("restart.text"), act: text("restart.act") };
+    if (await askToConfirm(question)) this.#ask(text("restart.act"), { cmd: "restart" });
   }
 
-  #tell(text, kind) {
+  #tell(words, kind) {
     byId("outcome").className = `outcome ${kind}`;
-    setText(byId("outcome"), text);
+    setText(byId("outcome"), words);
   }
 }

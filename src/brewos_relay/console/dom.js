@@ -1,4 +1,4 @@
-// Shared by all pages: elements, messages, forms, times, and the way to the sign-in page.
+// Shared by all pages: elements, messages, forms, and the way to the sign-in page.
 
 import { SignedOut } from "./login_session.js";
 
@@ -58,16 +58,6 @@ export function nextPage() {
   return new URL("/", location.origin).href;
 }
 
-/** Format a time (ISO 8601) relative to now, like "3 minutes ago". */
-export function relativeTime(iso) {
-  const seconds = (Date.parse(iso) - Date.now()) / 1000;
-  const words = new Intl.RelativeTimeFormat(undefined, { numeric: "auto" });
-  for (const [unit, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
-    if (Math.abs(seconds) >= length) return words.format(Math.round(seconds / length), unit);
-  }
-  return words.format(Math.round(seconds), "second");
-}
-
 /** Run `act` repeatedly, one run at a time, and only while the page is visible. */
 export async function pollWhileVisible(act, everyMs) {
   await act();
@@ -94,14 +84,4 @@ export function askToConfirm({ title, text, act }) {
     dialog.showModal();
     byId("confirm-not").focus();
   });
-}
-
-/** Format a day (ISO 8601) in the format of the user. */
-export const day = (iso) => new Date(iso).toLocaleDateString(undefined, { dateStyle: "medium" });
-
-/** Format a time (ISO 8601, or ms since 1970) as a clock time, with the day if it is not today. */
-export function clockTime(at) {
-  const time = new Date(at);
-  const day = time.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
-  return time.toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 }

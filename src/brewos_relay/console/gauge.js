@@ -1,6 +1,8 @@
 // A dial with a value and a target.
 
 import { byId } from "./dom.js";
+import { number } from "./format.js";
+import { text } from "./texts.js";
 
 const FROM_DEG = 135;
 const SWEEP_DEG = 270;
@@ -38,12 +40,12 @@ export class Gauge {
     this.fill.style.strokeDasharray = `${filled} 200`;
     this.fill.style.visibility = filled >= 1 ? "visible" : "hidden"; // hides the dot of its round ends
     this.target.setAttribute("d", target === null ? "" : `M ${at(part(target), 37)} L ${at(part(target), 50)}`);
-    const shown = value === null ? "–" : value.toFixed(this.digits);
+    const shown = value === null ? "–" : number(value, this.digits);
     this.element.querySelector(".figure").textContent = shown;
-    this.element.querySelector(".aim").textContent = target === null ? "" : `to ${target.toFixed(this.digits)}`;
+    this.element.querySelector(".aim").textContent = target === null ? "" : text("gauge.target", { value: number(target, this.digits) });
     this.element.setAttribute("aria-valuemin", this.low);
     this.element.setAttribute("aria-valuemax", this.high);
     this.element.setAttribute("aria-valuenow", value === null ? this.low : value.toFixed(this.digits));
-    this.element.setAttribute("aria-valuetext", value === null ? "unknown" : `${shown} ${this.unit}`);
+    this.element.setAttribute("aria-valuetext", value === null ? text("gauge.unknown") : `${shown} ${this.unit}`);
   }
 }

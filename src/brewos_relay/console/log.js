@@ -1,6 +1,7 @@
 // The log of the machine.
 
-import { byId, clockTime, createElement } from "./dom.js";
+import { byId, createElement } from "./dom.js";
+import { clockTime } from "./format.js";
 
 const MOST_LINES = 200;
 const LEVELS = { debug: "debug", warn: "warn", warning: "warn", error: "error" };

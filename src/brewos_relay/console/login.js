@@ -3,6 +3,7 @@
 import { sendAnonymous, sendSignedIn } from "./api.js";
 import { byId, nextPage, onAction, setText } from "./dom.js";
 import { clearSession, storedSession, storeSession } from "./login_session.js";
+import { list, text } from "./texts.js";
 
 const NONCE = "brewos_relay_nonce";
 const problem = byId("problem");
@@ -43,7 +44,7 @@ async function showInvited() {
   byId("server").textContent = location.host;
   byId("current").textContent = storedSession()?.user?.email ?? "";
   byId("replaces").hidden = !storedSession();
-  show("invited", "Welcome");
+  show("invited", text("login.welcome"));
   const token = inviteToken();
   if ((await isDemo()) && token === inviteToken()) byId("accept").click();
 }
@@ -54,12 +55,12 @@ function start() {
   if (new URLSearchParams(location.search).has("exitDemo")) localStorage.removeItem("brewos-demo-mode");
   if (inviteToken()) return showInvited();
   if (new URLSearchParams(location.search).has("expired")) {
-    setText(byId("notice"), "Your session has ended. Sign in again.");
+    setText(byId("notice"), text("login.expired"));
   } else if (storedSession()) {
     byId("name").textContent = storedSession().user?.email ?? "";
-    return show("here", "Signed in");
+    return show("here", text("login.signed-in"));
   }
-  show("sign-in", "Sign in");
+  show("sign-in", text("login.title"));
 }
 
 async function tellOtherWays() {
@@ -67,7 +68,7 @@ async function tellOtherWays() {
   // These need scripts of other sites. The web app loads them; this page loads nothing from other sites.
   const others = [signIn.google && "Google", signIn.facebook && "Facebook"].filter(Boolean);
   if (webApp && others.length) {
-    byId("others").textContent = others.join(" or ");
+    byId("others").textContent = list(others, "disjunction");
     byId("elsewhere").hidden = false;
   }
 }
@@ -93,7 +94,7 @@ onAction(byId("accept"), problem, async () => {
   }
   byId("account").value = session.user.email;
   byId("elsewhere").hidden = true;
-  show("choose", "Set a password");
+  show("choose", text("login.choose"));
 });
 
 onAction(byId("sign-in"), problem, async () => {

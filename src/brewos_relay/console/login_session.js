@@ -1,5 +1,7 @@
 // The login session of this browser. It is stored where the BrewOS app stores it, so both share one sign-in.
 
+import { text } from "./texts.js";
+
 const KEY = "brewos_session";
 const SOON_MS = 5 * 60 * 1000;
 
@@ -59,7 +61,7 @@ async function renewNow(used) {
     if (storedSession()?.accessToken === used) clearSession();
     throw new SignedOut();
   }
-  if (!answer.ok) throw new Error(`The session could not be renewed: the server answered ${answer.status}.`);
+  if (!answer.ok) throw new Error(text("problem.status", { status: answer.status }));
   const renewed = await answer.json();
   storeSession(renewed);
   return renewed.accessToken;

@@ -13,6 +13,7 @@ import { hideLastKnown, showLastKnown, showPresence, showReading, startDrawing }
 import { startSharing } from "./sharing.js";
 import { Shot } from "./shot.js";
 import { mergeOldStatus, mergeStatus, readStatus } from "./state.js";
+import { text } from "./texts.js";
 import { UserList } from "./users.js";
 
 const REFRESH_MS = 15000;
@@ -113,13 +114,13 @@ function showLink({ state, retryAt, restarting }) {
   }
 
   function words() {
-    if (state === "live") return "Live";
-    if (state === "connecting") return "Connecting…";
-    if (state === "ended") return "You no longer have access to this machine.";
-    if (state !== "waiting") return "Not connected";
+    if (state === "live") return text("link.live");
+    if (state === "connecting") return text("link.connecting");
+    if (state === "ended") return text("link.ended");
+    if (state !== "waiting") return text("link.stopped");
     const seconds = Math.max(1, Math.ceil((retryAt - Date.now()) / 1000));
-    const why = !navigator.onLine ? "No network" : restarting ? "The server is restarting" : "No connection";
-    return `${why} · next attempt in ${seconds} s`;
+    const why = !navigator.onLine ? text("link.no-network") : restarting ? text("link.restarting") : text("link.no-connection");
+    return text("link.next", { problem: why, seconds });
   }
 }
 

@@ -1,8 +1,10 @@
 // The list of machines.
 
 import { sendSignedIn } from "./api.js";
-import { byId, createElement, relativeTime } from "./dom.js";
+import { byId, createElement } from "./dom.js";
+import { dateTime, relativeTime } from "./format.js";
 import { machinePage } from "./header.js";
+import { machineTypeName, roleName, text } from "./texts.js";
 
 /** Load and show the machines of the user. */
 export async function refreshMachines() {
@@ -17,25 +19,21 @@ export async function refreshMachines() {
 }
 
 function row(device) {
-  const more = [device.id, device.machineType?.replaceAll("_", " "), device.firmwareVersion && `firmware ${device.firmwareVersion}`];
+  const more = [device.id, machineTypeName(device.machineType), device.firmwareVersion && text("home.firmware", { version: device.firmwareVersion })];
   const name = createElement("a", "name", device.name);
   name.href = machinePage(device.id);
   return createElement("li", "", [
     createElement("div", "what", [
       name,
       createElement("div", "more", more.filter((part) => part && part !== device.name).join(" · ")),
-      ...(device.keyPending ? [createElement("div", "more", "The machine has a new key. Pair it again to accept the key.")] : []),
+      ...(device.keyPending ? [createElement("div", "more", text("home.new-key"))] : []),
     ]),
-    ...(device.role ? [createElement("span", "tag", role(device))] : []),
+    ...(device.role ? [createElement("span", "tag", roleName(device.role, device.until && dateTime(device.until)))] : []),
     presence(device),
   ]);
 }
 
-function role({ role: name, until }) {
-  return until ? `${name} until ${new Date(until).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })}` : name;
-}
-
 function presence({ isOnline, lastSeen }) {
-  if (isOnline) return createElement("span", "state online", "online");
-  return createElement("span", "state", lastSeen ? `last seen ${relativeTime(lastSeen)}` : "never seen");
+  if (isOnline) return createElement("span", "state online", text("presence.online"));
+  return createElement("span", "state", lastSeen ? text("presence.last-seen", { time: relativeTime(lastSeen) }) : text("presence.never"));
 }

@@ -1,13 +1,15 @@
 // Notices to the account about machines that it lost or got.
 
 import { sendSignedIn } from "./api.js";
-import { byId, clockTime, createElement, onAction, setText } from "./dom.js";
+import { byId, createElement, onAction, setText } from "./dom.js";
+import { clockTime } from "./format.js";
+import { text } from "./texts.js";
 
-const WORDS = {
-  lost_to_machine: (id) => `${id} now belongs to another user: a machine with this id connected, and that user paired it. If the machine is yours, pair it again and switch it on within a day, or ask the administrator of this server to release it.`,
-  won_by_machine: (id) => `${id} is yours now. Another user had paired a machine with the same id.`,
-  claim_expired: (id) => `${id} was removed from your machines, because it did not connect within a day. Pair it again when it is on.`,
-  released: (id) => `An administrator released ${id}: all of its users lost access. It can be paired again.`,
+const TEXTS = {
+  lost_to_machine: "notice.lost",
+  won_by_machine: "notice.won",
+  claim_expired: "notice.expired",
+  released: "notice.released",
 };
 
 let newest = 0;
@@ -21,8 +23,8 @@ export async function refreshNotices() {
 }
 
 function row({ at, kind, deviceId }) {
-  const text = (WORDS[kind] ?? (() => kind))(deviceId);
-  return createElement("li", "", [createElement("div", "what", text), createElement("time", "", clockTime(at))]);
+  const words = Object.hasOwn(TEXTS, kind) ? text(TEXTS[kind], { machine: deviceId }) : kind;
+  return createElement("li", "", [createElement("div", "what", words), createElement("time", "", clockTime(at))]);
 }
 
 onAction(byId("notices-read"), byId("problem"), async () => {

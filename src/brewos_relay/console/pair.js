@@ -4,6 +4,7 @@ import { sendSignedIn } from "./api.js";
 import { byId, goToLogin, onAction, setText } from "./dom.js";
 import { homePage } from "./header.js";
 import { storedSession } from "./login_session.js";
+import { text } from "./texts.js";
 
 const KEY = "brewos_relay_pairing";
 const problem = byId("problem");
@@ -22,7 +23,7 @@ function takeScanned() {
 function showDone() {
   sessionStorage.removeItem(KEY);
   for (const id of ["scanned", "typed"]) byId(id).hidden = true;
-  setText(byId("notice"), "Done. The machine is in your list now.");
+  setText(byId("notice"), text("pair.done"));
   byId("back").hidden = true;
   byId("done").hidden = false;
   byId("done").firstElementChild.focus();
@@ -58,8 +59,8 @@ if (!storedSession()) {
   goToLogin();
 } else if (scanned) {
   byId("about").textContent = scanned.share
-    ? `You were invited to use the machine ${scanned.id}.`
-    : `Add the machine ${scanned.id}.`;
+    ? text("pair.invited", { machine: scanned.id })
+    : text("pair.scanned", { machine: scanned.id });
   byId("naming").hidden = scanned.share;
   byId("scanned").hidden = false;
 } else {

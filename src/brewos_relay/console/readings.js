@@ -1,9 +1,11 @@
 // The current state of the machine: text, gauges, and the chart of the last minutes.
 
 import { Chart } from "./chart.js";
-import { byId, clockTime, relativeTime, setText } from "./dom.js";
+import { byId, setText } from "./dom.js";
+import { clock, clockTime, number, relativeTime } from "./format.js";
 import { Gauge } from "./gauge.js";
 import { History } from "./history.js";
+import { text, textFrom } from "./texts.js";
 
 const MINUTES = 10;
 const LENGTH_MS = MINUTES * 60 * 1000;
@@ -11,9 +13,11 @@ const DRAW_MS = 250;
 const DRAW_CALMLY_MS = 2000;
 
 const STATES = {
-  init: "Starting", idle: "Standby", heating: "Heating", ready: "Ready", brewing: "Brewing",
-  fault: "Fault", safe: "Safe mode", eco: "Eco",
+  init: "state.init", idle: "state.idle", heating: "state.heating", ready: "state.ready", brewing: "state.brewing",
+  fault: "state.fault", safe: "state.safe", eco: "state.eco",
 };
+
+const TANKS = { low: "water.low", empty: "water.empty" };
 
 const history = new History(LENGTH_MS);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -50,9 +54,9 @@ export function showReading(reading, at) {
 export function showLastKnown(reading, at) {
   gauges.brew.show(reading.brew, reading.brewTarget);
   gauges.steam.show(reading.steam, reading.steamTarget);
-  const does = STATES[reading.isBrewing ? "brewing" : reading.state];
+  const does = textFrom(STATES, reading.isBrewing ? "brewing" : reading.state);
   const age = relativeTime(new Date(at).toISOString());
-  say(byId("last-known"), `last known state, ${age}${does ? `: ${does}` : ""}`);
+  say(byId("last-known"), does ? text("machine.last-known-state", { time: age, state: does }) : text("machine.last-known", { time: age }));
 }
 
 /** Remove the note that the values are from before an absence. */
@@ -65,27 +69,27 @@ export function showPresence({ isOnline, isKnown, lastSeen }) {
   document.querySelector("main").classList.toggle("away", !isOnline);
   if (isOnline) {
     // The next message tells its state.
-    if (byId("now").textContent === "Offline") say(byId("now"), "Online");
+    if (byId("now").textContent === text("machine.offline")) say(byId("now"), text("machine.online"));
     return;
   }
   history.interrupt(Date.now());
   if (!isKnown) return;
   byId("now").className = "now";
-  say(byId("now"), "Offline");
-  say(byId("facts"), lastSeen ? `last seen ${relativeTime(lastSeen)}` : "");
+  say(byId("now"), text("machine.offline"));
+  say(byId("facts"), lastSeen ? text("presence.last-seen", { time: relativeTime(lastSeen) }) : "");
 }
 
 function showState({ state, isBrewing }) {
   const shown = isBrewing ? "brewing" : state;
-  byId("now").className = `now ${shown in STATES ? shown : ""}`;
-  say(byId("now"), STATES[shown] ?? shown ?? "");
+  byId("now").className = `now ${Object.hasOwn(STATES, shown) ? shown : ""}`;
+  say(byId("now"), textFrom(STATES, shown));
 }
 
 function showFacts({ onSince, mode, tank, cleaningDue, brewCount }) {
   const facts = [
-    tank && tank !== "ok" && `water ${tank}`,
-    cleaningDue && `cleaning due after ${brewCount} shots`,
-    onSince && mode !== "standby" && `on since ${clockTime(onSince).replace(/:\d\d$/, "")}`,
+    tank && tank !== "ok" && textFrom(TANKS, tank),
+    cleaningDue && text("machine.cleaning", { count: brewCount ?? 0 }),
+    onSince && mode !== "standby" && text("machine.on-since", { time: clock(onSince) }),
   ];
   say(byId("facts"), facts.filter(Boolean).join(" · "));
 }
@@ -98,7 +102,7 @@ function say(element, text) {
 function draw() {
   const to = Date.now();
   const from = to - LENGTH_MS;
-  const ticks = [10, 8, 6, 4, 2, 0].map((minutes) => [to - minutes * 60000, minutes ? `−${minutes} min` : "now"]);
+  const ticks = [10, 8, 6, 4, 2, 0].map((minutes) => [to - minutes * 60000, minutes ? text("trend.minutes", { minutes }) : text("trend.now")]);
   const mark = pointedAt === null ? null : chart.xAt(pointedAt, from, to);
   chart.draw({ samples: history.samples, from, to, ticks, mark });
   say(byId("reading"), mark === null ? "" : readingAt(mark));
@@ -106,10 +110,10 @@ function draw() {
 
 function readingAt(at) {
   const sample = history.samples.findLast((one) => one.at <= at);
-  if (!sample || sample.gap) return `${clockTime(at)} · no data`;
-  const parts = [["brew", "brew", 1, " °C"], ["steam", "steam", 1, " °C"], ["pressure", "", 1, " bar"], ["power", "", 0, " W"]];
+  if (!sample || sample.gap) return `${clockTime(at)} · ${text("trend.no-data")}`;
+  const parts = [["brew", text("trend.brew"), 1, " °C"], ["steam", text("trend.steam"), 1, " °C"], ["pressure", "", 1, " bar"], ["power", "", 0, " W"]];
   const shown = parts.filter(([of]) => sample[of] !== null)
-    .map(([of, name, digits, unit]) => `${name} ${sample[of].toFixed(digits)}${unit}`.trim());
+    .map(([of, name, digits, unit]) => `${name} ${number(sample[of], digits)}${unit}`.trim());
   return [clockTime(at), ...shown].join(" · ");
 }
 

@@ -1,7 +1,9 @@
 // The list of login sessions, each with a button to end it.
 
 import { sendSignedIn } from "./api.js";
-import { byId, createElement, day, onAction, relativeTime } from "./dom.js";
+import { byId, createElement, onAction } from "./dom.js";
+import { day, relativeTime } from "./format.js";
+import { text } from "./texts.js";
 
 /** Load and show the login sessions of the user. Errors are shown in `problem`. */
 export async function refreshSessions(problem) {
@@ -18,11 +20,11 @@ function row(session, problem) {
   const element = createElement("li", "", createElement("div", "what", [createElement("div", "name", name), createElement("div", "more")]));
   element.dataset.id = session.id;
   if (session.current) {
-    element.append(createElement("span", "tag", "this session"));
+    element.append(createElement("span", "tag", text("sessions.this")));
     return element;
   }
-  const end = createElement("button", "quiet small", "Sign out");
-  end.setAttribute("aria-label", `Sign out ${name}`);
+  const end = createElement("button", "quiet small", text("header.sign-out"));
+  end.setAttribute("aria-label", text("sessions.sign-out", { name }));
   onAction(end, problem, async () => {
     await sendSignedIn("DELETE", `/api/auth/sessions/${encodeURIComponent(session.id)}`);
     await refreshSessions(problem);
@@ -32,7 +34,7 @@ function row(session, problem) {
 }
 
 function update(element, { address, lastUsedAt, createdAt }) {
-  const more = [address, `used ${relativeTime(lastUsedAt)}`, `since ${day(createdAt)}`];
+  const more = [address, text("sessions.used", { time: relativeTime(lastUsedAt) }), text("sessions.since", { day: day(createdAt) })];
   element.querySelector(".more").textContent = more.filter(Boolean).join(" · ");
   return element;
 }
@@ -43,5 +45,5 @@ function browserOf(userAgent) {
     ["CriOS", "Chrome"], ["Chrome", "Chrome"], ["Safari", "Safari"]]);
   const system = first([["Android", "Android"], ["iPhone", "iPhone"], ["iPad", "iPad"], ["Windows", "Windows"],
     ["CrOS", "ChromeOS"], ["Mac OS", "Mac"], ["Linux", "Linux"]]);
-  return [browser, system].filter(Boolean).join(" on ") || userAgent?.slice(0, 60) || "Unknown app";
+  return (browser && system ? text("sessions.browser", { browser, system }) : browser ?? system) || userAgent?.slice(0, 60) || text("sessions.unknown");
 }

@@ -1,7 +1,9 @@
 // Sharing the machine: a new link with its QR code and short code, and the list of valid links.
 
 import { sendSignedIn } from "./api.js";
-import { byId, clockTime, createElement, onAction, setText } from "./dom.js";
+import { byId, createElement, onAction, setText } from "./dom.js";
+import { clockTime } from "./format.js";
+import { roleName, text } from "./texts.js";
 
 /** Set up sharing for an owner. */
 export async function startSharing(deviceId, problem) {
@@ -15,15 +17,15 @@ export async function startSharing(deviceId, problem) {
   }
 
   function row({ shareId, role, until, expiresAt, usesLeft }) {
-    const more = [until && `access until ${clockTime(until)}`, usesLeft !== null && `${usesLeft} left`, `link valid until ${clockTime(expiresAt)}`];
-    const revoke = createElement("button", "quiet small", "Revoke");
-    revoke.setAttribute("aria-label", `Revoke the link for a ${role}`);
+    const more = [until && text("share.access-until", { time: clockTime(until) }), usesLeft !== null && text("share.left", { count: usesLeft }), text("share.valid-until", { time: clockTime(expiresAt) })];
+    const revoke = createElement("button", "quiet small", text("token.revoke"));
+    revoke.setAttribute("aria-label", text("share.revoke", { role: roleName(role) }));
     onAction(revoke, problem, async () => {
       await sendSignedIn("DELETE", `${path}/shares/${encodeURIComponent(shareId)}`);
       byId("shared").hidden = true;
       await refresh();
     });
-    return createElement("li", "", [createElement("div", "what", [`For a ${role} `, createElement("span", "more", more.filter(Boolean).join(" · "))]), revoke]);
+    return createElement("li", "", [createElement("div", "what", [text("share.for-role", { role: roleName(role) }), " ", createElement("span", "more", more.filter(Boolean).join(" · "))]), revoke]);
   }
 
   onAction(byId("share"), problem, async () => {
@@ -35,14 +37,14 @@ export async function startSharing(deviceId, problem) {
     url = made.url;
     byId("share-qr").src = picture(made.qr);
     setText(byId("share-code"), made.manualCode);
-    setText(byId("share-copy"), "Copy link");
+    setText(byId("share-copy"), text("share.copy"));
     byId("shared").hidden = false;
     await refresh();
   });
 
   onAction(byId("share-copy"), problem, async () => {
     await navigator.clipboard.writeText(url);
-    setText(byId("share-copy"), "Copied");
+    setText(byId("share-copy"), text("share.copied"));
   });
   // Browsers offer the clipboard only over TLS.
   byId("share-copy").hidden = !navigator.clipboard;

@@ -1,7 +1,9 @@
 // The current shot, or the last one in this tab.
 
 import { Chart } from "./chart.js";
-import { byId, clockTime, setText } from "./dom.js";
+import { byId, setText } from "./dom.js";
+import { clockTime, number } from "./format.js";
+import { text } from "./texts.js";
 
 const AXIS_S = 30;
 const STEP_S = 5;
@@ -75,12 +77,12 @@ export class Shot {
     const most = (of) => Math.max(...shot.samples.map((one) => one[of] ?? -Infinity));
     const last = (of) => shot.samples.findLast((one) => one[of] !== null)?.[of] ?? null;
     const runs = shot.endedAt === null;
-    const write = (id, value, digits) => setText(byId(id), Number.isFinite(value) && value !== null ? value.toFixed(digits) : "–");
+    const write = (id, value, digits) => setText(byId(id), Number.isFinite(value) && value !== null ? number(value, digits) : "–");
     write("shot-time", seconds, 1);
     write("shot-weight", runs ? last("weight") : most("weight"), 1);
     write("shot-flow", runs ? last("flow") : most("flow"), 1);
     write("shot-pressure", runs ? last("pressure") : most("pressure"), 1);
-    setText(byId("shot-when"), runs ? "running" : `at ${clockTime(shot.startedAt)}, with peak flow and pressure`);
+    setText(byId("shot-when"), runs ? text("shot.running") : text("shot.ended", { time: clockTime(shot.startedAt) }));
     const to = Math.max(AXIS_S, Math.ceil(seconds / STEP_S) * STEP_S);
     const ticks = Array.from({ length: to / STEP_S + 1 }, (_, number) => [number * STEP_S, `${number * STEP_S} s`]);
     const samples = [...shot.samples, { ...shot.samples.at(-1), at: seconds, gap: true }];

@@ -1,7 +1,9 @@
 // The users of the machine, and the users who watch it now.
 
 import { sendSignedIn } from "./api.js";
-import { askToConfirm, byId, createElement, day, onAction, setText } from "./dom.js";
+import { askToConfirm, byId, createElement, onAction, setText } from "./dom.js";
+import { day } from "./format.js";
+import { roleName, text } from "./texts.js";
 
 const ROLES = ["owner", "member", "viewer"];
 
@@ -28,7 +30,7 @@ export class UserList {
   /** Show how many apps are connected. All users may see this. */
   showCount(count) {
     if (!Number.isInteger(count)) return;
-    setText(byId("watching"), count > 1 ? `${count} apps are watching this machine, including this one.` : "No other app is watching this machine.");
+    setText(byId("watching"), count > 1 ? text("people.watching", { count }) : text("people.alone"));
   }
 
   async refresh() {
@@ -48,20 +50,20 @@ export class UserList {
   }
 
   #row({ userId, displayName, email, role, until }) {
-    const name = userId === this.#me ? `${displayName} (you)` : displayName;
-    const more = [email !== displayName && email, until && `until ${day(until)}`, !role && "with a token"];
+    const name = userId === this.#me ? text("people.you", { name: displayName }) : displayName;
+    const more = [email !== displayName && email, until && text("people.until", { time: day(until) }), !role && text("people.token")];
     const what = createElement("div", "what", createElement("span", "", name));
     if (more.some(Boolean)) what.append(" ", createElement("span", "more", more.filter(Boolean).join(" · ")));
     const parts = [what];
-    if (this.#watching.has(userId)) parts.push(createElement("span", "state online", "watching"));
+    if (this.#watching.has(userId)) parts.push(createElement("span", "state online", text("people.watches")));
     if (role && this.#role === "owner" && userId !== this.#me) parts.push(this.#choice({ userId, displayName, role }), this.#removal({ userId, displayName }));
-    else if (role) parts.push(createElement("span", "tag", role));
+    else if (role) parts.push(createElement("span", "tag", roleName(role)));
     return createElement("li", "", parts);
   }
 
   #choice({ userId, displayName, role }) {
-    const choice = createElement("select", "small", ROLES.map((one) => createElement("option", "", one)));
-    choice.setAttribute("aria-label", `Role of ${displayName}`);
+    const choice = createElement("select", "small", ROLES.map(option));
+    choice.setAttribute("aria-label", text("people.role", { name: displayName }));
     choice.value = role;
     choice.addEventListener("change", async () => {
       setText(this.#problem);
@@ -78,15 +80,21 @@ export class UserList {
   }
 
   #removal({ userId, displayName }) {
-    const button = createElement("button", "quiet small", "Remove");
-    button.setAttribute("aria-label", `Remove ${displayName}`);
+    const button = createElement("button", "quiet small", text("people.remove"));
+    button.setAttribute("aria-label", text("people.remove-label", { name: displayName }));
     onAction(button, this.#problem, async () => {
-      const text = "They lose access to this machine. To come back, they need a new link.";
-      if (!(await askToConfirm({ title: `Remove ${displayName}?`, text, act: "Remove" }))) return;
+      const question = { title: text("people.remove-title", { name: displayName }), text: text("people.remove-text"), act: text("people.remove") };
+      if (!(await askToConfirm(question))) return;
       await sendSignedIn("DELETE", `${this.#path}/users/${encodeURIComponent(userId)}`);
       await this.refresh();
       await this.#onChange();
     });
     return button;
   }
+}
+
+function option(role) {
+  const element = createElement("option", "", roleName(role));
+  element.value = role;
+  return element;
 }

@@ -1,0 +1,104 @@
+"""The pages of the console in each language: the catalogue of texts, and the pages that are rendered with it.
+
+`console/texts/` has one JSON file for each language. A page names its texts by marks: `{{key}}` for text,
+`{{{key}}}` for text with elements, `{{language}}` for the language itself. Its scripts get their texts in a
+data block.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from typing import Final, TypeAlias
+
+from quart import Request
+
+DEFAULT: Final = "en"
+"""The language for browsers that accept none of the catalogue. The server's own messages are in it too."""
+COOKIE: Final = "brewos_relay_language"
+"""The cookie with the language that the user has chosen in this browser."""
+
+Text: TypeAlias = str | Mapping[str, str]
+"""A text, or its plural forms by the names of CLDR."""
+
+_MARK: Final = re.compile(r"\{\{(?:\{([\w.-]+)\}|([\w.-]+))\}\}")
+_LITERAL: Final = re.compile(r'"([\w.-]+)"')
+_MODULE: Final = re.compile(r'(?:from "\./|<script type="module" src="/console/)([\w.]+)"')
+_SCRIPT: Final = '<script type="module"'
+_BLOCK: Final = '<script type="application/json" id="texts">{}</script>\n'
+_PLACEHOLDER: Final = re.compile(r"\{\w+\}")
+_REFUSAL: Final = "refusal."
+_OTHER_REFUSAL: Final = "refusal.other"
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The texts of one language, by key. `english` are those of the default language."""
+
+    language: str
+    texts: Mapping[str, Text]
+    english: Mapping[str, Text]
+
+    def render(self, page: str, *, scripts: Mapping[str, str]) -> str:
+        """Fill in the texts of a page, and add those of its scripts. Raises KeyError for an unknown key."""
+        rendered = _MARK.sub(self._fill, page)
+        content = json.dumps(self._texts_of(modules_of(page, scripts)), ensure_ascii=False)
+        block = _BLOCK.format(content.replace("<", "\\u003c"))
+        return rendered.replace(_SCRIPT, block + _SCRIPT, 1)
+
+    def _fill(self, mark: re.Match[str]) -> str:
+        with_elements, plain = mark.groups()
+        if plain == "language":
+            return self.language
+        text = self.texts[with_elements or plain]
+        if not isinstance(text, str):
+            raise KeyError(f"{mark[0]} has plural forms, which only scripts can choose from")
+        return text if with_elements else html.escape(text)
+
+    def _texts_of(self, modules: Iterable[str]) -> dict[str, object]:
+        """Collect the texts that modules name, and the refusals of the server to translate."""
+        named = {key for module in modules for key in _LITERAL.findall(module)}
+        texts = {key: text for key, text in self.texts.items() if key in named}
+        return {"texts": texts, "refusals": [] if self.language == DEFAULT else self._refusals()}
+
+    def _refusals(self) -> list[tuple[Text, Text]]:
+        found = [
+            (text, self.texts[key])
+            for key, text in self.english.items()
+            if key.startswith(_REFUSAL) and key != _OTHER_REFUSAL
+        ]
+        # The ones with the most words first: one with fewer may match the same sentence with a placeholder.
+        return sorted(found, key=lambda pair: -len(_PLACEHOLDER.sub("", str(pair[0]))))
+
+
+def read_catalogues(folder: Traversable) -> dict[str, Catalogue]:
+    """Read the catalogues of the folder, by language. The default language is the first."""
+    texts = {
+        entry.name.removesuffix(".json"): json.loads(entry.read_text("utf-8"))
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".json")
+    }
+    languages = sorted(texts, key=lambda language: (language != DEFAULT, language))
+    return {language: Catalogue(language, texts[language], texts[DEFAULT]) for language in languages}
+
+
+def modules_of(page: str, scripts: Mapping[str, str]) -> list[str]:
+    """Return the sources of the modules that a page loads, directly or through others."""
+    found: dict[str, str] = {}
+    left = [page]
+    while left:
+        for name in _MODULE.findall(left.pop()):
+            if name not in found:
+                found[name] = scripts[name]
+                left.append(scripts[name])
+    return list(found.values())
+
+
+def language_for(request: Request, languages: Sequence[str]) -> str:
+    """Return the chosen language of a request, or the best one that its browser accepts."""
+    chosen = request.cookies.get(COOKIE)
+    if chosen is None or chosen not in languages:
+        chosen = request.accept_languages.best_match(languages)
+    return chosen or DEFAULT
