@@ -15,7 +15,7 @@ KINDS = [kind["directory"] for kind in SETTINGS["type"]]
 
 @pytest.mark.parametrize("fragment", FRAGMENTS, ids=lambda path: path.name)
 def test_fragment_is_well_formed(fragment: Path) -> None:
-    assert re.fullmatch(rf"\d\d-[a-z0-9-]+\.({'|'.join(KINDS)})\.md", fragment.name), (
+    assert re.fullmatch(rf"\d{{2,3}}-[a-z0-9-]+\.({'|'.join(KINDS)})\.md", fragment.name), (
         f"call it NN-NAME.KIND.md, where KIND is one of {', '.join(KINDS)}"
     )
     text = fragment.read_text("utf-8")
@@ -25,7 +25,7 @@ def test_fragment_is_well_formed(fragment: Path) -> None:
 
 
 def test_numbers_are_unique_within_a_kind() -> None:
-    numbers = [(path.name[:2], path.name.split(".")[1]) for path in FRAGMENTS]
+    numbers = [(path.name.partition("-")[0], path.name.split(".")[1]) for path in FRAGMENTS]
     assert sorted(numbers) == sorted(set(numbers))
 
 
