@@ -66,6 +66,7 @@ TRIED_ONCE = (
     "tests/cluster/test_redis_broker.py",
     "tests/console",
     "tests/deploy",
+    "tests/e2e/test_accessibility.py",
     "tests/e2e/test_balancer.py",
     "tests/e2e/test_bus_failures.py",
     "tests/e2e/test_console.py",
