@@ -19,11 +19,13 @@ PAGES = {
     "/login": "login.html",
     "/pair": "pair.html",
     "/admin": "admin.html",
+    "/settings": "settings.html",
     "/machine/BRW-00000001": "machine.html",
     "/machine/brw-0000000a": "machine.html",
     "/console": "index.html",
     "/console/pair": "pair.html",
     "/console/admin": "admin.html",
+    "/console/settings": "settings.html",
     "/console/machine/BRW-00000001": "machine.html",
 }
 # The modules of each page that use elements of the page.
@@ -36,6 +38,7 @@ PARTS = {
         *("activity.js", "about.js", "dom.js", "header.js"),
     ],
     "admin.html": ["admin.js", "dom.js"],
+    "settings.html": ["settings.js"],
 }
 # innerHTML and its like would undo the protection against names with markup.
 FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|javascript:"

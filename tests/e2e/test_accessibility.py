@@ -74,6 +74,7 @@ async def test_pages_for_users_have_no_faults(tmp_path: Path) -> None:
         await faults.check(None, "document.querySelector('dialog').open", press="#restart")
         await faults.check("/", "document.querySelectorAll('#machines li').length > 1")
         await faults.check("/admin", "document.querySelectorAll('#accounts li').length > 1")
+        await faults.check("/settings", "document.querySelector('#clock').options[0].text.includes(':')")
         assert faults.found == []
         assert page.problems == []
 

@@ -677,3 +677,42 @@ async def test_pictures_for_the_docs(tmp_path: Path) -> None:
         await page.wait_for("document.querySelector('#rate-devices').textContent.includes('.')")
         await picture(page, "server", width=1280, height=900)
         assert complaints(page) == []
+
+
+async def test_units_clock_and_language_follow_the_settings_of_the_device(tmp_path: Path) -> None:
+    async with (
+        open_kitchen(tmp_path) as kitchen,
+        kitchen.serving() as server,
+        open_page(languages="en-US,en") as page,
+    ):
+        await settle_in(server)
+        kitchen.switch_on(speed=10)
+        # The locale en-US suggests °F and a clock with 12 hours.
+        await sign_in(page, kitchen)
+        assert await brew_temp(page) > 60
+        gauge = "document.querySelector('#gauge-brew .{}').textContent"
+        assert await page.run(gauge.format("unit")) == "°F"
+        await page.wait_for("/ [AP]M$/.test(document.querySelector('#activity time')?.textContent)")
+        await page.wait_for("document.querySelector('#brew-target').value === '199'")
+        # 200 °F are sent as °C.
+        await page.run("document.querySelector('#brew-target').value = '200'; undefined")
+        await page.press("#set-brew button")
+        await page.see("Brew at 200 °F: delivered to the machine.")
+        await page.wait_for(f"{gauge.format('aim')} === 'to 200.0'")
+        assert abs(kitchen.machine.brew.setpoint_c - 93.33) < 0.01
+
+        await page.press("#to-settings")
+        await page.see("Automatic: Fahrenheit (°F)")
+        for name, value in {"temperature": "celsius", "clock": "24", "language": "de"}.items():
+            await page.wait_for(
+                f"(() => {{ const field = document.querySelector('#{name}'); field.value = '{value}';"
+                f" return field.dispatchEvent(new Event('change')); }})()"
+            )
+        await page.see("Einstellungen")
+        await page.wait_for("document.querySelector('#temperature').value === 'celsius'")
+        await page.go(f"{kitchen.url}/machine/{MACHINE}")
+        await page.see("Brühtemperatur")
+        await page.wait_for(f"{gauge.format('aim')} === 'Soll 93,3'")
+        assert await page.run(gauge.format("unit")) == "°C"
+        await page.wait_for(r"/^\d\d:\d\d:\d\d$/.test(document.querySelector('#activity time')?.textContent)")
+        assert complaints(page) == []

@@ -1,8 +1,8 @@
 """The pages of the console in each language: the catalogue of texts, and the pages that are rendered with it.
 
 `console/texts/` has one JSON file for each language. A page names its texts by marks: `{{key}}` for text,
-`{{{key}}}` for text with elements, `{{language}}` for the language itself. Its scripts get their texts in a
-data block.
+`{{{key}}}` for text with elements. `{{language}}` is the language itself, and `{{languages}}` are the options
+to choose it. The scripts of the page get their texts in a data block.
 """
 
 import html
@@ -28,18 +28,24 @@ _LITERAL: Final = re.compile(r'"([\w.-]+)"')
 _MODULE: Final = re.compile(r'(?:from "\./|<script type="module" src="/console/)([\w.]+)"')
 _SCRIPT: Final = '<script type="module"'
 _BLOCK: Final = '<script type="application/json" id="texts">{}</script>\n'
+_OPTION: Final = '<option value="{0}" lang="{0}">{1}</option>'
 _PLACEHOLDER: Final = re.compile(r"\{\w+\}")
+_NAME: Final = "language.name"
 _REFUSAL: Final = "refusal."
 _OTHER_REFUSAL: Final = "refusal.other"
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The texts of one language, by key. `english` are those of the default language."""
+    """The texts of one language, by key.
+
+    `english` are those of the default language. `languages` are the names of all languages.
+    """
 
     language: str
     texts: Mapping[str, Text]
     english: Mapping[str, Text]
+    languages: Mapping[str, str]
 
     def render(self, page: str, *, scripts: Mapping[str, str]) -> str:
         """Fill in the texts of a page, and add those of its scripts. Raises KeyError for an unknown key."""
@@ -52,6 +58,8 @@ class Catalogue:
         with_elements, plain = mark.groups()
         if plain == "language":
             return self.language
+        if plain == "languages":
+            return "".join(_OPTION.format(code, html.escape(name)) for code, name in self.languages.items())
         text = self.texts[with_elements or plain]
         if not isinstance(text, str):
             raise KeyError(f"{mark[0]} has plural forms, which only scripts can choose from")
@@ -81,7 +89,8 @@ def read_catalogues(folder: Traversable) -> dict[str, Catalogue]:
         if entry.name.endswith(".json")
     }
     languages = sorted(texts, key=lambda language: (language != DEFAULT, language))
-    return {language: Catalogue(language, texts[language], texts[DEFAULT]) for language in languages}
+    names = {language: texts[language][_NAME] for language in languages}
+    return {language: Catalogue(language, texts[language], texts[DEFAULT], names) for language in languages}
 
 
 def modules_of(page: str, scripts: Mapping[str, str]) -> list[str]:

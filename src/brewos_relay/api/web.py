@@ -248,6 +248,7 @@ def _content_type(names: Sequence[str]) -> str:
 _ENTRIES: Final = (("/login", "login.html"), ("/pair", "pair.html"))
 _PAGES: Final = (
     ("/", "index.html"),
+    ("/settings", "settings.html"),
     ("/machine/<device:device_id>", "machine.html"),
     ("/admin", "admin.html"),
 )
@@ -256,6 +257,7 @@ _ALSO: Final = (
     ("/console/machine/<device:device_id>", "machine.html"),
     ("/console/pair", "pair.html"),
     ("/console/admin", "admin.html"),
+    ("/console/settings", "settings.html"),
 )
 
 

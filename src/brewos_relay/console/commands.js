@@ -1,7 +1,7 @@
 // The controls of the machine, and the outcome of each command.
 
 import { askToConfirm, byId, setText } from "./dom.js";
-import { number } from "./format.js";
+import { degrees, fromCelsius, number, toCelsius } from "./format.js";
 import { outcomeName, text } from "./texts.js";
 
 const ANSWER_MS = 12000; // longer than a command may wait
@@ -20,9 +20,9 @@ export class Commands {
     for (const mode of Object.keys(MODES)) {
       byId(`mode-${mode}`).addEventListener("click", () => this.#ask(text("command.mode", { mode: text(MODES[mode]) }), { cmd: "set_mode", mode }));
     }
-    this.#whenSet("set-brew", "brew-target", (temp) => this.#ask(text("command.brew", { temperature: `${number(temp, 0, 1)} °C` }), { cmd: "set_temp", boiler: "brew", temp }));
-    this.#whenSet("set-steam", "steam-target", (temp) => this.#ask(text("command.steam", { temperature: `${number(temp, 0, 1)} °C` }), { cmd: "set_temp", boiler: "steam", temp }));
-    this.#whenSet("set-eco", "eco-target", (temp) => this.#ask(text("command.eco", { temperature: `${number(temp, 0, 1)} °C` }), { cmd: "set_eco", brewTemp: temp }));
+    this.#whenSet("set-brew", "brew-target", "command.brew", (temp) => ({ cmd: "set_temp", boiler: "brew", temp }));
+    this.#whenSet("set-steam", "steam-target", "command.steam", (temp) => ({ cmd: "set_temp", boiler: "steam", temp }));
+    this.#whenSet("set-eco", "eco-target", "command.eco", (temp) => ({ cmd: "set_eco", brewTemp: temp }));
     byId("tare").addEventListener("click", () => this.#ask(text("command.tare"), { cmd: "tare" }));
     byId("restart").addEventListener("click", () => this.#restart());
   }
@@ -39,8 +39,9 @@ export class Commands {
     const set = { "brew-target": brewTarget, "steam-target": steamTarget, "eco-target": ecoTarget };
     for (const [, id] of FIELDS) {
       const field = byId(id);
-      const value = set[id];
-      if (value === null || value === undefined || field.dataset.set === String(value)) continue;
+      if (typeof set[id] !== "number") continue;
+      const value = inField(set[id]);
+      if (field.dataset.set === String(value)) continue;
       // Keep input that is not sent yet.
       if (document.activeElement !== field || field.value === (field.dataset.set ?? "")) field.value = value;
       field.dataset.set = value;
@@ -63,12 +64,16 @@ export class Commands {
     this.#tell(text("command.interrupted"), "bad");
   }
 
-  #whenSet(formId, fieldId, act) {
+  /** Set up a form for a temperature. `key` is the name of its command; `commandFor` makes it from °C. */
+  #whenSet(formId, fieldId, key, commandFor) {
+    const field = byId(fieldId);
+    byId(formId).querySelector(".unit").textContent = degrees;
+    if (degrees === "°F") Object.assign(field, { min: Math.ceil(fromCelsius(field.min)), max: Math.floor(fromCelsius(field.max)), step: 1 });
     byId(formId).addEventListener("submit", (event) => {
       event.preventDefault();
-      const field = byId(fieldId);
       field.dataset.set = field.value;
-      act(field.valueAsNumber);
+      const wanted = field.valueAsNumber;
+      this.#ask(text(key, { temperature: `${number(wanted, 0, 1)} ${degrees}` }), commandFor(toCelsius(wanted)));
     });
   }
 
@@ -100,3 +105,6 @@ export class Commands {
     setText(byId("outcome"), words);
   }
 }
+
+/** Write a temperature of the machine for a field. Whole degrees are fine enough in °F. */
+const inField = (celsius) => (degrees === "°F" ? Math.round(fromCelsius(celsius)) : celsius);

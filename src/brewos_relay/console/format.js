@@ -1,6 +1,16 @@
-// Numbers, times and dates in the format of the user.
+// Numbers, temperatures, times and dates in the format of the user.
 
+import { hours, temperature } from "./preferences.js";
 import { language, locale } from "./texts.js";
+
+const CLOCK = hours === "12" ? { hour: "numeric", hourCycle: "h12" } : { hour: "2-digit", hourCycle: "h23" };
+const isFahrenheit = temperature === "fahrenheit";
+
+/** The unit of temperatures on pages. Machines and the API use °C. */
+export const degrees = isFahrenheit ? "°F" : "°C";
+/** Convert a temperature of a machine for the page, and back. */
+export const fromCelsius = (value) => (isFahrenheit ? value * 1.8 + 32 : value);
+export const toCelsius = (value) => (isFahrenheit ? Math.round((value - 32) / 0.018) / 100 : value);
 
 const numberFormats = new Map();
 
@@ -17,16 +27,16 @@ export function number(value, least = 0, most = least) {
 export const day = (iso) => new Date(iso).toLocaleDateString(locale, { dateStyle: "medium" });
 
 /** Format a time (ISO 8601, or ms since 1970) as a day with a clock time. */
-export const dateTime = (at) => new Date(at).toLocaleString(locale, { dateStyle: "medium", timeStyle: "short" });
+export const dateTime = (at) => new Date(at).toLocaleString(locale, { day: "numeric", month: "short", year: "numeric", minute: "2-digit", ...CLOCK });
 
-/** Format a time (ms since 1970) as a clock time, like "9:41". */
-export const clock = (at) => new Date(at).toLocaleTimeString(locale, { hour: "2-digit", minute: "2-digit", hour12: false });
+/** Format a time (ms since 1970) as a clock time without seconds. */
+export const clock = (at) => new Date(at).toLocaleTimeString(locale, { minute: "2-digit", ...CLOCK });
 
 /** Format a time (ISO 8601, or ms since 1970) as a clock time with seconds, and with the day if it is not today. */
 export function clockTime(at) {
   const time = new Date(at);
   const date = time.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
-  return time.toLocaleString(locale, { ...date, hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+  return time.toLocaleString(locale, { ...date, minute: "2-digit", second: "2-digit", ...CLOCK });
 }
 
 /** Format a time (ISO 8601) relative to now, like "3 minutes ago". */

@@ -26,6 +26,7 @@ export class Gauge {
   constructor(id, { low = 0, high, digits, unit }) {
     this.element = byId(id);
     Object.assign(this, { low, high, digits, unit });
+    this.element.querySelector(".unit").textContent = unit;
     const path = `M ${at(0, RADIUS)} A ${RADIUS} ${RADIUS} 0 1 1 ${at(1, RADIUS)}`;
     this.fill = shape("path", { d: path, pathLength: 100, class: "fill" });
     this.target = shape("path", { d: "", class: "target" });

@@ -19,6 +19,8 @@ export function showHeader(problem) {
     return null;
   }
   document.querySelector("header .mark").href = homePage;
+  const settings = byId("to-settings");
+  if (settings) settings.href = `${base}/settings`;
   byId("who").textContent = session.user?.email ?? "";
   byId("sign-out").hidden = false;
   onAction(byId("sign-out"), problem, async () => {

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { byId, setText } from "./dom.js";
-import { clock, clockTime, number, relativeTime } from "./format.js";
+import { clock, clockTime, degrees, fromCelsius, number, relativeTime } from "./format.js";
 import { Gauge } from "./gauge.js";
 import { History } from "./history.js";
 import { text, textFrom } from "./texts.js";
@@ -17,18 +17,20 @@ const STATES = {
   fault: "state.fault", safe: "state.safe", eco: "state.eco",
 };
 
+/** Convert a temperature of the machine for the page; null stays null. */
+const shown = (celsius) => (celsius === null ? null : fromCelsius(celsius));
 const TANKS = { low: "water.low", empty: "water.empty" };
 
 const history = new History(LENGTH_MS);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const gauges = {
-  brew: new Gauge("gauge-brew", { low: 20, high: 120, digits: 1, unit: "°C" }),
-  steam: new Gauge("gauge-steam", { low: 20, high: 160, digits: 1, unit: "°C" }),
+  brew: new Gauge("gauge-brew", { low: shown(20), high: shown(120), digits: 1, unit: degrees }),
+  steam: new Gauge("gauge-steam", { low: shown(20), high: shown(160), digits: 1, unit: degrees }),
   pressure: new Gauge("gauge-pressure", { high: 12, digits: 1, unit: "bar" }),
   power: new Gauge("gauge-power", { high: 3000, digits: 0, unit: "W" }),
 };
 const chart = new Chart(byId("trend"), [
-  { share: 6, floor: 20, ceiling: 100, most: 6, unit: "°C", lines: [
+  { share: 6, floor: shown(20), ceiling: shown(100), most: 6, unit: degrees, lines: [
     { of: "group", colour: "--group", dashed: true },
     { of: "steam", colour: "--steam" },
     { of: "brew", colour: "--brew" },
@@ -40,9 +42,10 @@ let pointedAt = null; // the x of the pointer on the canvas, in px
 
 /** Show a reading of the machine from the time `at` (ms since 1970). */
 export function showReading(reading, at) {
-  const { brew, steam, group, pressure, power } = reading;
-  gauges.brew.show(brew, reading.brewTarget);
-  gauges.steam.show(steam, reading.steamTarget);
+  const { pressure, power } = reading;
+  const [brew, steam, group] = [shown(reading.brew), shown(reading.steam), shown(reading.group)];
+  gauges.brew.show(brew, shown(reading.brewTarget));
+  gauges.steam.show(steam, shown(reading.steamTarget));
   gauges.pressure.show(pressure);
   gauges.power.show(power);
   history.add({ at, brew, steam, group, pressure, power });
@@ -52,8 +55,8 @@ export function showReading(reading, at) {
 
 /** Show the last known state from before an absence, from the time `at` (ms since 1970). */
 export function showLastKnown(reading, at) {
-  gauges.brew.show(reading.brew, reading.brewTarget);
-  gauges.steam.show(reading.steam, reading.steamTarget);
+  gauges.brew.show(shown(reading.brew), shown(reading.brewTarget));
+  gauges.steam.show(shown(reading.steam), shown(reading.steamTarget));
   const does = textFrom(STATES, reading.isBrewing ? "brewing" : reading.state);
   const age = relativeTime(new Date(at).toISOString());
   say(byId("last-known"), does ? text("machine.last-known-state", { time: age, state: does }) : text("machine.last-known", { time: age }));
@@ -80,9 +83,9 @@ export function showPresence({ isOnline, isKnown, lastSeen }) {
 }
 
 function showState({ state, isBrewing }) {
-  const shown = isBrewing ? "brewing" : state;
-  byId("now").className = `now ${Object.hasOwn(STATES, shown) ? shown : ""}`;
-  say(byId("now"), textFrom(STATES, shown));
+  const now = isBrewing ? "brewing" : state;
+  byId("now").className = `now ${Object.hasOwn(STATES, now) ? now : ""}`;
+  say(byId("now"), textFrom(STATES, now));
 }
 
 function showFacts({ onSince, mode, tank, cleaningDue, brewCount }) {
@@ -111,10 +114,10 @@ function draw() {
 function readingAt(at) {
   const sample = history.samples.findLast((one) => one.at <= at);
   if (!sample || sample.gap) return `${clockTime(at)} · ${text("trend.no-data")}`;
-  const parts = [["brew", text("trend.brew"), 1, " °C"], ["steam", text("trend.steam"), 1, " °C"], ["pressure", "", 1, " bar"], ["power", "", 0, " W"]];
-  const shown = parts.filter(([of]) => sample[of] !== null)
+  const parts = [["brew", text("trend.brew"), 1, ` ${degrees}`], ["steam", text("trend.steam"), 1, ` ${degrees}`], ["pressure", "", 1, " bar"], ["power", "", 0, " W"]];
+  const values = parts.filter(([of]) => sample[of] !== null)
     .map(([of, name, digits, unit]) => `${name} ${number(sample[of], digits)}${unit}`.trim());
-  return [clockTime(at), ...shown].join(" · ");
+  return [clockTime(at), ...values].join(" · ");
 }
 
 /** Start drawing the chart, and showing values at the pointer. */

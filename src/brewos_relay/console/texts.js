@@ -6,7 +6,7 @@ const { texts, refusals } = JSON.parse(document.getElementById("texts").textCont
 export const language = document.documentElement.lang;
 
 /** The language of the page as the user writes it, like "de-AT". Numbers and dates follow it. */
-export const locale = navigator.languages.find((one) => one.split("-")[0] === language) ?? language;
+export const locale = navigator.languages.find((one) => one.split("-")[0] === language) ?? (language === "en" ? "en-GB" : language);
 
 const plurals = new Intl.PluralRules(language);
 const numbers = new Intl.NumberFormat(locale, { useGrouping: false });

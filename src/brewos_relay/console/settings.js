@@ -1,0 +1,23 @@
+// The settings of this device: language, unit of temperatures, and clock.
+
+import { byId } from "./dom.js";
+import { showHeader } from "./header.js";
+import { storedSession } from "./login_session.js";
+import { choices, choose, suggested } from "./preferences.js";
+import { text } from "./texts.js";
+
+const NAMES = {
+  celsius: "settings.celsius", fahrenheit: "settings.fahrenheit", 24: "settings.24-hours", 12: "settings.12-hours",
+};
+
+for (const name of ["language", "temperature", "clock"]) {
+  const field = byId(name);
+  if (suggested[name]) field.options[0].textContent = text("settings.automatic-is", { value: text(NAMES[suggested[name]]) });
+  field.value = choices()[name] ?? "";
+  field.addEventListener("change", () => {
+    choose(name, field.value);
+    if (name === "language") location.reload();
+  });
+}
+
+if (storedSession()) showHeader(byId("problem"));
