@@ -6,8 +6,8 @@ import pytest
 from quart_trio import QuartTrio
 
 from brewos_relay.api.app_index import ENTRY
-from brewos_relay.api.page_texts import COOKIE, read_catalogues
-from brewos_relay.api.web import PublishedCa
+from brewos_relay.api.console_pages import PublishedCa
+from brewos_relay.api.page_texts import COOKIE, modules_of, read_catalogues
 from support.household import Household, open_household
 
 CONSOLE = files("brewos_relay") / "console"
@@ -53,6 +53,11 @@ def page_in(language: str, name: str) -> str:
     return CATALOGUES[language].render(text_of(name), scripts=SCRIPTS)
 
 
+def as_written(page: str) -> str:
+    """Return a page without the version and the list of modules that the relay adds."""
+    return re.sub(r'<link rel="modulepreload"[^>]*>\n|/files/[0-9a-f]{16}(?=/)', "", page)
+
+
 @pytest.fixture
 def dist(tmp_path: Path) -> Path:
     root = tmp_path / "dist"
@@ -67,7 +72,7 @@ async def test_pages_are_served_without_a_redirect(app: QuartTrio, path: str, na
     assert response.status_code == 200
     assert response.content_type == "text/html; charset=utf-8"
     assert response.headers["Cache-Control"] == "no-cache"
-    assert await response.get_data(as_text=True) == page_in("en", name)
+    assert as_written(await response.get_data(as_text=True)) == page_in("en", name)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +95,12 @@ async def test_page_is_in_the_chosen_language_or_the_best_that_the_browser_accep
     headers = {"Accept-Language": accepted} | ({"Cookie": f"{COOKIE}={chosen}"} if chosen else {})
     client = app.test_client(use_cookies=False)
     response = await client.get("/login", headers=headers)
-    assert await response.get_data(as_text=True) == page_in(language, "login.html")
+    assert as_written(await response.get_data(as_text=True)) == page_in(language, "login.html")
     assert f'<html lang="{language}">' in page_in(language, "login.html")
     assert response.headers["Content-Language"] == language
-    assert response.headers["Vary"] == "Accept-Language, Cookie"
+    assert response.headers["Vary"] == "Accept-Encoding, Accept-Language, Cookie"
     again = await client.get("/login", headers={**headers, "If-None-Match": response.headers["ETag"]})
-    assert (again.status_code, again.headers["Vary"]) == (304, "Accept-Language, Cookie")
+    assert (again.status_code, again.headers["Vary"]) == (304, "Accept-Encoding, Accept-Language, Cookie")
 
 
 async def test_languages_of_a_page_have_different_etags(app: QuartTrio) -> None:
@@ -107,9 +112,57 @@ async def test_languages_of_a_page_have_different_etags(app: QuartTrio) -> None:
     assert len(tags) == len(CATALOGUES) > 1
 
 
+@pytest.mark.parametrize(("path", "name"), PAGES.items())
+async def test_pages_name_all_modules_in_advance_and_load_files_by_version(
+    app: QuartTrio, path: str, name: str
+) -> None:
+    client = app.test_client()
+    page = await (await client.get(path)).get_data(as_text=True)
+    first = PARTS[name][0]
+    reached, left = {first}, [first]
+    while left:
+        for imported in re.findall(r'from "\./([^"]+)"', text_of(left.pop())):
+            if imported not in reached:
+                reached.add(imported)
+                left.append(imported)
+    preloaded = re.findall(r'<link rel="modulepreload" href="([^"]+)">', page)
+    assert {url.rpartition("/")[2] for url in preloaded} == reached - {first}
+    assert len(set(preloaded)) == len(preloaded)
+    for url in re.findall(r'(?:src|href)="(/console/[^"]+\.(?:js|css|svg))"', page):
+        response = await client.get(url)
+        assert response.status_code == 200
+        assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+        assert await response.get_data(as_text=True) == text_of(url.rpartition("/")[2])
+    assert page.index("modulepreload") < page.index("<script")
+
+
+async def test_file_of_another_version_is_revalidated(app: QuartTrio) -> None:
+    response = await app.test_client().get("/console/files/0123456789abcdef/api.js")
+    assert response.status_code == 200
+    assert response.headers["Cache-Control"] == "no-cache"
+
+
+def test_modules_are_found_in_all_forms_of_imports() -> None:
+    scripts = {
+        "a.js": """import { one,
+  two } from "./b.js";
+import "./c.js";
+export { three } from "./d.js";
+export const four = load("./e.js");
+const later = import("./f.js");
+""",
+        "b.js": 'import { a } from "./a.js";',
+        "c.js": 'import { g } from "./g.js";',
+        "d.js": "",
+        "g.js": "",
+    }
+    page = '<script type="module" src="/console/a.js"></script>'
+    assert set(modules_of(page, scripts)) == {"a.js", "b.js", "c.js", "d.js", "g.js"}
+
+
 async def test_range_of_a_page_can_be_requested(app: QuartTrio) -> None:
     client = app.test_client()
-    content = page_in("en", "index.html").encode()
+    content = await (await client.get("/console")).get_data()
     response = await client.get("/console", headers={"Range": "bytes=2-9"})
     assert (response.status_code, await response.get_data()) == (206, content[2:10])
     assert response.headers["Content-Range"] == f"bytes 2-9/{len(content)}"
@@ -148,6 +201,9 @@ async def test_scripts_and_styles_of_pages_are_served(app: QuartTrio, name: str)
         "/console/__init__.py",
         "/console/../api/app.py",
         "/console/more/style.css",
+        "/console/files/0123456789abcdef/login.html",
+        "/console/files/0123456789abcdef/none.js",
+        "/console/files",
         "/pair/more",
         "/nothing",
     ],
@@ -172,7 +228,8 @@ async def test_besides_a_web_app_only_login_pair_and_console_are_served(tmp_path
         for path in ("/login", "/login?expired=true", "/pair?id=x&token=y", *below):
             response = await client.get(path)
             assert response.status_code == 200
-            assert await response.get_data(as_text=True) == page_in("en", PAGES[path.partition("?")[0]])
+            page = as_written(await response.get_data(as_text=True))
+            assert page == page_in("en", PAGES[path.partition("?")[0]])
         assert (await client.get("/console/login.js")).status_code == 200
         assert (await client.get("/console/none.js")).status_code == 404
         assert (await (await client.get("/api/info")).get_json())["webApp"] is True

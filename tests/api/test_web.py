@@ -9,6 +9,7 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from brewos_relay.api import web
+from brewos_relay.api.static_content import CONTENT_TYPES
 from brewos_relay.errors import SettingsError
 
 MakeApp = Callable[[Path | None], QuartTrio]
@@ -419,4 +420,4 @@ async def test_the_api_is_not_hidden_by_an_app(app: QuartTrio, dist: Path) -> No
 
 
 def test_suffixes_of_content_types_are_in_lower_case() -> None:
-    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in web.CONTENT_TYPES)
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in CONTENT_TYPES)

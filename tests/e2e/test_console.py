@@ -162,6 +162,35 @@ async def test_page_shows_and_controls_the_machine(tmp_path: Path) -> None:
         assert {url.split("/")[2] for url in page.requests if "://" in url} == {f"127.0.0.1:{kitchen.port}"}
 
 
+async def test_first_view_of_a_machine_is_small_and_shows_live_values_soon(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on()
+        await sign_in(page, kitchen, "/console")
+        await page.go("about:blank")
+        await page.call("Network.clearBrowserCache")
+        await page.use_slow_network(bits_per_s=1.6e6, latency_s=0.15)
+        page.requests.clear()
+        page.received_bytes = 0
+        await page.go(f"{kitchen.url}/machine/{MACHINE}")
+        value = "Number(document.querySelector('#gauge-brew .figure')?.textContent)"
+        shown_ms = await page.wait_for(f"{value} > 0 && performance.now()")
+        # All modules arrive before the value, and each one once.
+        modules = [url for url in page.requests if url.endswith(".js")]
+        assert len(set(modules)) == len(modules)
+        print(f"first view: {page.received_bytes} bytes in {len(page.requests)} requests, {shown_ms:.0f} ms")
+        assert page.received_bytes <= 120_000
+        assert shown_ms < 2000 * KIND
+        assert complaints(page) == []
+
+        # The next view takes nothing but the page, as all files are of this version.
+        page.received_bytes = 0
+        page.requests.clear()
+        await page.go(f"{kitchen.url}/machine/{MACHINE}?again")
+        await page.wait_for(f"location.search === '?again' && {value} > 0")
+        assert page.received_bytes < 10_000
+
+
 @pytest.mark.parametrize("signed_in", [True, False])
 async def test_signing_in_leads_to_no_foreign_site(tmp_path: Path, signed_in: bool) -> None:
     foreign = [

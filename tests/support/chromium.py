@@ -40,7 +40,7 @@ class Page:
     """A tab.
 
     `problems` are exceptions, errors, and violations of the content security policy;
-    `requests` are the addresses that it asked for.
+    `requests` are the addresses that it asked for, and `received_bytes` came back, with headers.
     """
 
     def __init__(self, connection: WebSocketConnection) -> None:
@@ -48,6 +48,7 @@ class Page:
         self._number = 0
         self.problems: list[str] = []
         self.requests: list[str] = []
+        self.received_bytes = 0
         self.registrations: dict[str, str] = {}
         """The ids of service workers by scope, once the domain ServiceWorker is enabled."""
 
@@ -130,6 +131,16 @@ class Page:
             uploadThroughput=-1,
         )
 
+    async def use_slow_network(self, *, bits_per_s: float, latency_s: float) -> None:
+        """Slow down the tab's network. The latency is that of each answer."""
+        await self.call(
+            "Network.emulateNetworkConditions",
+            offline=False,
+            latency=latency_s * 1000,
+            downloadThroughput=bits_per_s / 8,
+            uploadThroughput=bits_per_s / 8,
+        )
+
     async def key(self, name: str, *, text: str = "") -> None:
         """Press a key."""
         code = {"Tab": 9, "Enter": 13, "Escape": 27}.get(name, 0)
@@ -160,6 +171,8 @@ class Page:
                 self.problems.append(str(message["params"]["args"]))
             case "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
+            case "Network.loadingFinished":
+                self.received_bytes += int(message["params"]["encodedDataLength"])
             case "ServiceWorker.workerRegistrationUpdated":
                 for each in message["params"]["registrations"]:
                     self.registrations[each["scopeURL"]] = each["registrationId"]

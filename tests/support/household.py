@@ -16,8 +16,8 @@ from werkzeug.datastructures import Headers
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.admin_instances import SurveyInstances, no_instances
 from brewos_relay.api.app import create_app
+from brewos_relay.api.console_pages import FindCa, no_ca
 from brewos_relay.api.request_limits import RequestLimits
-from brewos_relay.api.web import FindCa, no_ca
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.auth.tokens import KeyRing

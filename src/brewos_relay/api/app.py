@@ -16,6 +16,8 @@ from brewos_relay.api.admin_instances import AdminInstanceRoutes, SurveyInstance
 from brewos_relay.api.app_cookie import AppAuthenticator
 from brewos_relay.api.authentication import Authenticator, current_caller, store_caller
 from brewos_relay.api.browser_security import CrossSiteCheck, SecurityHeaders
+from brewos_relay.api.console_pages import FindCa, console_blueprint, no_ca
+from brewos_relay.api.content_codings import CompressedContents
 from brewos_relay.api.device_access import DeviceIdConverter
 from brewos_relay.api.device_logs import LogRoutes
 from brewos_relay.api.device_users import DeviceUserRoutes
@@ -35,7 +37,7 @@ from brewos_relay.api.sharing import SharingRoutes
 from brewos_relay.api.shots import ShotRoutes
 from brewos_relay.api.sign_in import SignInRoutes
 from brewos_relay.api.statistics import StatisticsRoutes
-from brewos_relay.api.web import FindCa, PagePathConverter, console_blueprint, no_ca, web_blueprint
+from brewos_relay.api.web import PagePathConverter, web_blueprint
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.core.rate_limits import LogLineLimits
@@ -106,6 +108,7 @@ def create_app(
     ).register(app)
     ErrorHandlers(counters=counters or RequestCounters(), lines=lines).register(app)
 
+    compressed = CompressedContents()
     app_authenticator = AppAuthenticator(keys=keys, store=store, authenticator=authenticator)
     blueprints = [
         # Devices and their users.
@@ -168,12 +171,12 @@ def create_app(
             accounts=accounts, keys=keys, has_web_app=web_dist_path is not None, demo=demo
         ).blueprint(),
         openapi_blueprint(),
-        console_blueprint(beside_app=web_dist_path is not None, local_ca=local_ca),
+        console_blueprint(compressed, beside_app=web_dist_path is not None, local_ca=local_ca),
     ]
     if metrics is not None:
         blueprints.append(metrics_blueprint(metrics))
     if web_dist_path is not None:
-        blueprints.append(web_blueprint(web_dist_path))
+        blueprints.append(web_blueprint(web_dist_path, compressed))
     for blueprint in blueprints:
         app.register_blueprint(blueprint)
     return app

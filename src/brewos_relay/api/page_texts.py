@@ -25,7 +25,7 @@ Text: TypeAlias = str | Mapping[str, str]
 
 _MARK: Final = re.compile(r"\{\{(?:\{([\w.-]+)\}|([\w.-]+))\}\}")
 _LITERAL: Final = re.compile(r'"([\w.-]+)"')
-_MODULE: Final = re.compile(r'(?:from "\./|<script type="module" src="/console/)([\w.]+)"')
+_MODULE: Final = re.compile(r'(?:(?:from|import) "\./|<script type="module" src="/console/)([\w.]+)"')
 _SCRIPT: Final = '<script type="module"'
 _BLOCK: Final = '<script type="application/json" id="texts">{}</script>\n'
 _OPTION: Final = '<option value="{0}" lang="{0}">{1}</option>'
@@ -50,7 +50,7 @@ class Catalogue:
     def render(self, page: str, *, scripts: Mapping[str, str]) -> str:
         """Fill in the texts of a page, and add those of its scripts. Raises KeyError for an unknown key."""
         rendered = _MARK.sub(self._fill, page)
-        content = json.dumps(self._texts_of(modules_of(page, scripts)), ensure_ascii=False)
+        content = json.dumps(self._texts_of(modules_of(page, scripts).values()), ensure_ascii=False)
         block = _BLOCK.format(content.replace("<", "\\u003c"))
         return rendered.replace(_SCRIPT, block + _SCRIPT, 1)
 
@@ -93,8 +93,8 @@ def read_catalogues(folder: Traversable) -> dict[str, Catalogue]:
     return {language: Catalogue(language, texts[language], texts[DEFAULT], names) for language in languages}
 
 
-def modules_of(page: str, scripts: Mapping[str, str]) -> list[str]:
-    """Return the sources of the modules that a page loads, directly or through others."""
+def modules_of(page: str, scripts: Mapping[str, str]) -> dict[str, str]:
+    """Return the modules that a page loads, directly or through others: their sources by name."""
     found: dict[str, str] = {}
     left = [page]
     while left:
@@ -102,7 +102,7 @@ def modules_of(page: str, scripts: Mapping[str, str]) -> list[str]:
             if name not in found:
                 found[name] = scripts[name]
                 left.append(scripts[name])
-    return list(found.values())
+    return found
 
 
 def language_for(request: Request, languages: Sequence[str]) -> str:

@@ -1,60 +1,40 @@
-"""Pages and files for browsers: a built single-page app, and the console that is part of the relay."""
+"""The pages and files of a built single-page app."""
 
-import hashlib
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
+from functools import partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
-from typing import Any, BinaryIO, Final, Self
+from typing import BinaryIO, Final, Self
 
 import trio
-from quart import Blueprint, Response, abort, current_app, request
+from quart import Blueprint, Response, abort, request
 from quart.wrappers.response import ResponseBody
 from werkzeug.routing import PathConverter
 
 from brewos_relay.api.app_index import MOST_BYTES, with_entry_script
-from brewos_relay.api.page_texts import language_for, read_catalogues
+from brewos_relay.api.content_codings import (
+    CODINGS,
+    MOST_INPUT_BYTES,
+    SUFFIXES,
+    CompressedContents,
+    is_compressible,
+    wanted_codings,
+)
 from brewos_relay.api.ranges import limit_to_range
+from brewos_relay.api.static_content import (
+    CONTENT_TYPES,
+    IMMUTABLE,
+    REVALIDATE,
+    make_page,
+    send_page,
+    start_answer,
+)
 from brewos_relay.errors import SettingsError
 
 INDEX: Final = "index.html"
 READ_BYTES: Final = 128 * 1024
-
-REVALIDATE: Final = "no-cache"
-_IMMUTABLE: Final = "public, max-age=31536000, immutable"
-
-# A fixed table: the MIME types of a host may be wrong, and a wrong type for .js keeps an app from loading.
-CONTENT_TYPES: Final = {
-    ".avif": "image/avif",
-    ".css": "text/css; charset=utf-8",
-    ".gif": "image/gif",
-    ".html": "text/html; charset=utf-8",
-    ".ico": "image/x-icon",
-    ".jpeg": "image/jpeg",
-    ".jpg": "image/jpeg",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".map": "application/json",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".mp3": "audio/mpeg",
-    ".mp4": "video/mp4",
-    ".otf": "font/otf",
-    ".pdf": "application/pdf",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-    ".ttf": "font/ttf",
-    ".txt": "text/plain; charset=utf-8",
-    ".wasm": "application/wasm",
-    ".webm": "video/webm",
-    ".webmanifest": "application/manifest+json",
-    ".webp": "image/webp",
-    ".woff": "font/woff",
-    ".woff2": "font/woff2",
-    ".xml": "application/xml",
-}
 
 
 class PagePathConverter(PathConverter):
@@ -73,6 +53,11 @@ class _File:
     inode: int
     size_bytes: int
     changed_ns: int
+
+    @property
+    def tag(self) -> str:
+        """The entity tag of the file."""
+        return f"{self.changed_ns:x}-{self.size_bytes:x}"
 
 
 class _FileBody(ResponseBody):
@@ -108,7 +93,7 @@ class _FileBody(ResponseBody):
         return chunk
 
 
-def web_blueprint(root: Path) -> Blueprint:
+def web_blueprint(root: Path, compressed: CompressedContents) -> Blueprint:
     """Make the blueprint that serves a built single-page app from a folder.
 
     A path without a file gets index.html, as the app has its own routes. Only below /assets, where names are
@@ -135,33 +120,65 @@ def web_blueprint(root: Path) -> Blueprint:
         if found is None:
             abort(503)  # the app is being replaced right now
         if found.names == (INDEX,) and found.size_bytes <= MOST_BYTES:
-            return await _send_index(found)
-        return await _send_file(found, immutable=immutable)
+            return await _send_index(found, compressed)
+        return await _send_file(found, compressed, cache=IMMUTABLE if immutable else REVALIDATE)
 
     return blueprint
 
 
-async def _send_index(found: _File) -> Response:
+async def _send_index(found: _File, compressed: CompressedContents) -> Response:
     """Send the index page of the app, with the relay's script."""
     try:
         content = with_entry_script(await trio.to_thread.run_sync(_read, found))
     except OSError:
         abort(503)  # the app is being replaced right now
-    return await _send_page(_page(content, _content_type(found.names)))
+    return await send_page(make_page(content, _content_type(found.names)), compressed)
 
 
-async def _send_file(found: _File, *, immutable: bool) -> Response:
-    """Send a file or the requested part of it, or 304 if the browser has it."""
+async def _send_file(found: _File, compressed: CompressedContents, *, cache: str) -> Response:
+    """Send a file, compressed if the browser accepts that, or the requested part of it."""
+    content_type = _content_type(found.names)
+    if is_compressible(content_type) and (codings := wanted_codings(request)):
+        beside = await trio.to_thread.run_sync(_find_compressed, found, codings)
+        if beside is not None:
+            coding, file = beside
+            body = _FileBody(file, 0, file.size_bytes)
+            return await start_answer(
+                body, file.size_bytes, content_type, tag=file.tag, cache=cache, coding=coding
+            )
+        for coding in codings:
+            if coding in CODINGS and found.size_bytes <= MOST_INPUT_BYTES:
+                content = await _compress(found, coding, compressed)
+                if content is not None:
+                    return await start_answer(
+                        content, len(content), content_type, tag=found.tag, cache=cache, coding=coding
+                    )
     whole = _FileBody(found, 0, found.size_bytes)
-    response = current_app.response_class(whole, content_type=_content_type(found.names))
-    response.content_length = found.size_bytes
-    response.headers["Cache-Control"] = _IMMUTABLE if immutable else REVALIDATE
-    response.set_etag(f"{found.changed_ns:x}-{found.size_bytes:x}")
-    await response.make_conditional(request)
+    response = await start_answer(whole, found.size_bytes, content_type, tag=found.tag, cache=cache)
     first, stop = limit_to_range(response, request, size_bytes=found.size_bytes)
     if (first, stop) != (0, found.size_bytes):
         response.response = _FileBody(found, first, stop)
     return response
+
+
+async def _compress(found: _File, coding: str, compressed: CompressedContents) -> bytes | None:
+    try:
+        return await compressed.find(found, coding, partial(_read, found))
+    except OSError:
+        abort(503)  # the app is being replaced right now
+
+
+def _find_compressed(found: _File, codings: Sequence[str]) -> tuple[str, _File] | None:
+    """Find a compressed file that a build tool wrote beside a file. Runs in a worker thread.
+
+    An older one belongs to a former content of the file.
+    """
+    path = "/".join(found.names)
+    for coding in codings:
+        file = _find(found.root, path + SUFFIXES[coding])
+        if file is not None and file.changed_ns >= found.changed_ns:
+            return coding, file
+    return None
 
 
 def _is_plain(path: str, raw_path: bytes) -> bool:
@@ -242,151 +259,3 @@ def _content_type(names: Sequence[str]) -> str:
     if not suffix and names[:-1] == (".well-known",):
         return "application/json"  # app association files are JSON without a suffix
     return CONTENT_TYPES.get(suffix.lower(), "application/octet-stream")
-
-
-# These exist besides a built web app too, as that app may be built without a way to sign in.
-_ENTRIES: Final = (("/login", "login.html"), ("/pair", "pair.html"))
-_PAGES: Final = (
-    ("/", "index.html"),
-    ("/settings", "settings.html"),
-    ("/machine/<device:device_id>", "machine.html"),
-    ("/admin", "admin.html"),
-)
-_ALSO: Final = (
-    ("/console", "index.html"),
-    ("/console/machine/<device:device_id>", "machine.html"),
-    ("/console/pair", "pair.html"),
-    ("/console/admin", "admin.html"),
-    ("/console/settings", "settings.html"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """A page or a part of one, in memory."""
-
-    content: bytes
-    content_type: str
-    tag: str
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedCa:
-    """The certificate of the local CA, which users can install, and its SHA-256 fingerprint."""
-
-    pem: bytes
-    fingerprint: str
-
-
-FindCa = Callable[[], PublishedCa | None]
-
-
-def no_ca() -> None:
-    """Return no local CA, as on a server whose certificate is not one of its own CA."""
-
-
-CA_PATH: Final = "/ca.crt"
-CA_TYPE: Final = "application/x-x509-ca-cert"
-_FINGERPRINT: Final = b"<!-- fingerprint -->"
-_HTML: Final = CONTENT_TYPES[".html"]
-_CONSOLE: Final = files("brewos_relay") / "console"
-
-
-def console_blueprint(*, beside_app: bool, local_ca: FindCa = no_ca) -> Blueprint:
-    """Make the blueprint of the console.
-
-    `beside_app` limits it to /login, /pair, paths below /console, and the pages of the local CA: /ca.crt, and
-    /ca with instructions. Both get 404 if `local_ca` returns None.
-    """
-    blueprint = Blueprint("console", __name__)
-    pages, parts = _read_pages(), _read_parts()
-
-    def send(name: str) -> Callable[[], Coroutine[Any, Any, Response]]:
-        async def view(device_id: str = "") -> Response:
-            # The page reads the device id from its URL.
-            return await _send_in_language({language: each[name] for language, each in pages.items()})
-
-        return view
-
-    for path, name in (*_ENTRIES, *_ALSO, *(() if beside_app else _PAGES)):
-        blueprint.add_url_rule(path, path.strip("/") or "home", send(name), methods=["GET"])
-
-    @blueprint.get("/console/<name>")
-    async def part(name: str) -> Response:
-        if name not in parts:
-            abort(404)
-        return await _send_page(parts[name])
-
-    @blueprint.get("/ca")
-    async def ca_page() -> Response:
-        found = local_ca()
-        if found is None:
-            abort(404)
-        fingerprint = found.fingerprint.encode()
-        return await _send_in_language(
-            {
-                language: _page(each["ca.html"].content.replace(_FINGERPRINT, fingerprint), _HTML)
-                for language, each in pages.items()
-            }
-        )
-
-    @blueprint.get(CA_PATH)
-    async def ca_certificate() -> Response:
-        found = local_ca()
-        if found is None:
-            abort(404)
-        # With this type, phones offer to install it.
-        return await _send_page(_page(found.pem, CA_TYPE))
-
-    return blueprint
-
-
-@cache
-def _read_parts() -> Mapping[str, _Page]:
-    """Read the scripts, styles and pictures of the console, by name."""
-    return {
-        entry.name: _page(entry.read_bytes(), CONTENT_TYPES[suffix])
-        for entry in _CONSOLE.iterdir()
-        if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES and suffix != ".html"
-    }
-
-
-@cache
-def _read_pages() -> Mapping[str, Mapping[str, _Page]]:
-    """Read the pages of the console, by language and name."""
-    pages = {
-        entry.name: entry.read_text("utf-8") for entry in _CONSOLE.iterdir() if entry.name.endswith(".html")
-    }
-    scripts = {name: part.content.decode() for name, part in _read_parts().items() if name.endswith(".js")}
-    return {
-        language: {
-            name: _page(catalogue.render(page, scripts=scripts).encode(), _HTML)
-            for name, page in pages.items()
-        }
-        for language, catalogue in read_catalogues(_CONSOLE / "texts").items()
-    }
-
-
-async def _send_in_language(pages: Mapping[str, _Page]) -> Response:
-    """Send the page in the best language for the request."""
-    language = language_for(request, tuple(pages))
-    response = await _send_page(pages[language])
-    response.vary.update(["Accept-Language", "Cookie"])
-    response.content_language.add(language)
-    return response
-
-
-def _page(content: bytes, content_type: str) -> _Page:
-    return _Page(content, content_type, hashlib.sha256(content).hexdigest()[:32])
-
-
-async def _send_page(page: _Page) -> Response:
-    """Send a page or the requested part of it, or 304 if the browser has it."""
-    response = current_app.response_class(page.content, content_type=page.content_type)
-    response.headers["Cache-Control"] = REVALIDATE
-    response.set_etag(page.tag)
-    await response.make_conditional(request)
-    first, stop = limit_to_range(response, request, size_bytes=len(page.content))
-    if (first, stop) != (0, len(page.content)):
-        response.set_data(page.content[first:stop])
-    return response

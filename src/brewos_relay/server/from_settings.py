@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
-from brewos_relay.api.web import PublishedCa
+from brewos_relay.api.console_pages import PublishedCa
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import SettingsError

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from brewos_relay.api.web import CA_PATH, CA_TYPE, FindCa, no_ca
+from brewos_relay.api.console_pages import CA_PATH, CA_TYPE, FindCa, no_ca
 from brewos_relay.networks import network_of
 from brewos_relay.server.admission import DEVICE_PATH
 from brewos_relay.server.incoming import (
