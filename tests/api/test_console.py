@@ -1,4 +1,6 @@
+import json
 import re
+import struct
 from importlib.resources import files
 from pathlib import Path
 
@@ -6,8 +8,10 @@ import pytest
 from quart_trio import QuartTrio
 
 from brewos_relay.api.app_index import ENTRY
+from brewos_relay.api.console_app import MANIFEST, WORKER
 from brewos_relay.api.console_pages import PublishedCa
 from brewos_relay.api.page_texts import COOKIE, modules_of, read_catalogues
+from brewos_relay.notifications import KINDS
 from support.household import Household, open_household
 
 CONSOLE = files("brewos_relay") / "console"
@@ -26,6 +30,7 @@ PAGES = {
     "/console/pair": "pair.html",
     "/console/admin": "admin.html",
     "/console/settings": "settings.html",
+    "/console/offline": "offline.html",
     "/console/machine/BRW-00000001": "machine.html",
 }
 # The modules of each page that use elements of the page.
@@ -38,7 +43,8 @@ PARTS = {
         *("activity.js", "about.js", "dom.js", "header.js"),
     ],
     "admin.html": ["admin.js", "dom.js"],
-    "settings.html": ["settings.js"],
+    "settings.html": ["settings.js", "push_settings.js"],
+    "offline.html": ["offline.js"],
 }
 # innerHTML and its like would undo the protection against names with markup.
 FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|javascript:"
@@ -133,7 +139,7 @@ async def test_pages_name_all_modules_in_advance_and_load_files_by_version(
         assert response.status_code == 200
         assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
         assert await response.get_data(as_text=True) == text_of(url.rpartition("/")[2])
-    assert page.index("modulepreload") < page.index("<script")
+    assert not preloaded or page.index("modulepreload") < page.index("<script")
 
 
 async def test_file_of_another_version_is_revalidated(app: QuartTrio) -> None:
@@ -170,14 +176,14 @@ async def test_range_of_a_page_can_be_requested(app: QuartTrio) -> None:
     assert (behind.status_code, await behind.get_data()) == (416, b"")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".html")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".html") and name != WORKER])
 async def test_scripts_and_styles_of_pages_are_served(app: QuartTrio, name: str) -> None:
     response = await app.test_client().get(f"/console/{name}")
     assert response.status_code == 200
-    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+    kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml", "png": "image/png"}
     assert (response.content_type or "").partition(";")[0] == kinds[name.rpartition(".")[2]]
     assert response.headers["Cache-Control"] == "no-cache"
-    assert await response.get_data(as_text=True) == text_of(name)
+    assert await response.get_data() == (CONSOLE / name).read_bytes()
     again = await app.test_client().get(
         f"/console/{name}", headers={"If-None-Match": response.headers["ETag"]}
     )
@@ -248,7 +254,9 @@ def test_pages_have_no_inline_code_and_no_broken_references(name: str) -> None:
     for path in re.findall(r'(?:src|href)="([^"?]+)', page):
         assert path.startswith("/")
         assert not path.startswith("//")
-        assert path in PAGES or path == "/ca.crt" or path.removeprefix("/console/") in NAMES, path
+        assert (
+            path in (*PAGES, "/ca.crt", f"/console/{MANIFEST}") or path.removeprefix("/console/") in NAMES
+        ), path
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".html")])
@@ -292,11 +300,11 @@ def test_every_module_is_used_by_a_page() -> None:
         if name not in reached:
             reached.add(name)
             left += re.findall(r'from "\./([^"]+)"', text_of(name))
-    assert reached | {ENTRY} == {name for name in NAMES if name.endswith(".js")}
+    assert reached | {ENTRY, WORKER} == {name for name in NAMES if name.endswith(".js")}
 
 
 def test_console_loads_nothing_from_other_sites() -> None:
-    for name in NAMES:
+    for name in (name for name in NAMES if not name.endswith(".png")):
         found = set(re.findall(r"https?://[^\s\"')]+", text_of(name)))
         assert found <= {"http://www.w3.org/2000/svg"}, name
 
@@ -321,3 +329,48 @@ async def test_ca_can_be_installed_from_a_page_with_its_fingerprint(tmp_path: Pa
 async def test_server_without_a_local_ca_has_no_page_for_it(app: QuartTrio) -> None:
     for path in ("/ca", "/ca.crt"):
         assert (await app.test_client().get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("language", CATALOGUES)
+async def test_manifest_names_existing_icons_and_pages(tmp_path: Path, dist: Path, language: str) -> None:
+    for app in (None, dist):
+        (folder := tmp_path / str(app is None)).mkdir()
+        async with open_household(folder, web_dist_path=app) as house:
+            client = house.app.test_client()
+            response = await client.get(f"/console/{MANIFEST}", headers={"Accept-Language": language})
+            assert response.content_type == "application/manifest+json"
+            manifest = await response.get_json(force=True)
+            assert manifest["lang"] == language
+            assert manifest["scope"] == ("/" if app is None else "/console")
+            assert (await client.get(manifest["start_url"])).status_code == 200
+            for icon in manifest["icons"]:
+                content = await (await client.get(icon["src"])).get_data(as_text=False)
+                assert content[:8] == b"\x89PNG\r\n\x1a\n"
+                width, height = struct.unpack(">II", content[16:24])
+                assert icon["sizes"] == f"{width}x{height}"
+
+
+async def test_service_worker_lists_the_files_of_its_version(app: QuartTrio) -> None:
+    client = app.test_client()
+    response = await client.get(f"/console/{WORKER}")
+    assert response.content_type == "text/javascript; charset=utf-8"
+    assert response.headers["Service-Worker-Allowed"] == "/console"
+    assert response.headers["Cache-Control"] == "no-cache"
+    script = await response.get_data(as_text=True)
+    served = json.loads(script.partition("\n")[0].removeprefix("const served = ").removesuffix(";"))
+    assert script.endswith(text_of(WORKER))
+    page = await (await client.get("/console")).get_data(as_text=True)
+    loaded = re.findall(r'(?:src|href)="(/console/files/[^"]+)"', page)
+    assert set(loaded) <= set(served["files"])
+    for path in served["files"]:
+        response = await client.get(path)
+        assert (response.status_code, "immutable" in response.headers["Cache-Control"]) == (200, True)
+    german = await client.get(f"/console/{WORKER}", headers={"Accept-Language": "de"})
+    assert (await german.get_data(as_text=True)) != script
+
+
+async def test_service_worker_is_given_the_texts_of_each_kind_of_notification() -> None:
+    for catalogue in CATALOGUES.values():
+        for kind in KINDS.values():
+            texts = [catalogue.english[f"notification.{kind.name}{end}"] for end in ("", "-text")]
+            assert texts == [kind.title, kind.text]

@@ -96,9 +96,11 @@ def test_texts_are_written_well(language: str) -> None:
 def test_each_key_is_used_and_each_used_key_exists() -> None:
     in_pages = {key for page in PAGES.values() for key in MARK.findall(page)} - {"language", "languages"}
     in_scripts = {key for script in SCRIPTS.values() for key in keys_in(script)}
-    refusals = {key for key in ENGLISH if key.startswith("refusal.")} | {"language.name"}
+    # Named by the server.
+    in_server = {key for key in ENGLISH if key.startswith(("refusal.", "notification."))}
+    in_server |= {"language.name", "app.description"}
     assert (in_pages | in_scripts) - set(ENGLISH) == set()
-    assert set(ENGLISH) - in_pages - in_scripts - refusals == set()
+    assert set(ENGLISH) - in_pages - in_scripts - in_server == set()
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -114,7 +116,18 @@ def test_pages_have_no_text_beside_the_catalogue(name: str) -> None:
 LIKE_SENTENCES = {
     *("Edg", "Edge", "OPR", "Opera", "Firefox", "FxiOS", "CriOS", "Chrome", "Safari", "Android", "iPhone"),
     *("iPad", "Windows", "CrOS", "ChromeOS", "Mac OS", "Mac", "Linux", "Google", "Facebook"),
-    *("Authorization", "Content-Type", "TypeError", "TimeoutError", "Tab", "Escape", "Enter"),
+    *(
+        "Authorization",
+        "Content-Type",
+        "Cache-Control",
+        "TypeError",
+        "TimeoutError",
+        "PushManager",
+        "Notification",
+        "Tab",
+        "Escape",
+        "Enter",
+    ),
     *("quiet small", "quiet small bad", "state online", "no access to this device", "bar, g/s", "use strict"),
     *("Bearer ", "data:image/svg+xml,"),
 }

@@ -43,8 +43,10 @@ class Page:
     `requests` are the addresses that it asked for, and `received_bytes` came back, with headers.
     """
 
-    def __init__(self, connection: WebSocketConnection) -> None:
+    def __init__(self, connection: WebSocketConnection, *, port: int = 0) -> None:
         self._connection = connection
+        self.port = port
+        """The port of DevTools."""
         self._number = 0
         self.problems: list[str] = []
         self.requests: list[str] = []
@@ -202,7 +204,7 @@ async def open_page(*, languages: str = "en-GB,en") -> AsyncIterator[Page]:
         try:
             url = await _find_tab(trio.Path(folder) / "DevToolsActivePort")
             async with open_websocket_url(url, max_message_size=64 * 2**20) as connection:
-                page = Page(connection)
+                page = Page(connection, port=int(url.split("/")[2].partition(":")[2]))
                 for domain in ("Page", "Runtime", "Log", "Network"):
                     await page.call(f"{domain}.enable")
                 yield page
@@ -210,6 +212,15 @@ async def open_page(*, languages: str = "en-GB,en") -> AsyncIterator[Page]:
             process.kill()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
                 await process.wait()
+
+
+@asynccontextmanager
+async def open_worker(page: Page) -> AsyncIterator[Page]:
+    """Connect to the service worker of a page; `run` evaluates expressions in it."""
+    targets = (await page.call("Target.getTargets"))["targetInfos"]
+    found = next(target["targetId"] for target in targets if target["type"] == "service_worker")
+    async with open_websocket_url(f"ws://127.0.0.1:{page.port}/devtools/page/{found}") as connection:
+        yield Page(connection)
 
 
 async def _find_tab(port_file: trio.Path) -> str:

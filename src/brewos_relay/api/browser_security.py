@@ -26,6 +26,7 @@ _OWN_PAGES: Final = "; ".join(
         "style-src 'self'",
         "img-src 'self' data:",
         "connect-src 'self'",
+        "manifest-src 'self'",
         # Scripts send the forms. If they fail, the browser must not put the input into a URL.
         "form-action 'none'",
         "base-uri 'none'",

@@ -16,8 +16,10 @@ from typing import Any, Final
 
 from quart import Blueprint, Response, abort, request
 
+from brewos_relay.api.app_index import ENTRY
+from brewos_relay.api.console_app import MANIFEST, OFFLINE, SCOPE, WORKER, manifest_of, worker_of
 from brewos_relay.api.content_codings import CompressedContents
-from brewos_relay.api.page_texts import language_for, modules_of, read_catalogues
+from brewos_relay.api.page_texts import Catalogue, language_for, modules_of, read_catalogues
 from brewos_relay.api.static_content import CONTENT_TYPES, IMMUTABLE, REVALIDATE, Page, make_page, send_page
 
 # These exist besides a built web app too, as that app may be built without a way to sign in.
@@ -34,6 +36,7 @@ _ALSO: Final = (
     ("/console/pair", "pair.html"),
     ("/console/admin", "admin.html"),
     ("/console/settings", "settings.html"),
+    ("/console/offline", "offline.html"),
 )
 
 
@@ -85,6 +88,21 @@ def console_blueprint(
     for path, name in (*_ENTRIES, *_ALSO, *(() if beside_app else _PAGES)):
         blueprint.add_url_rule(path, path.strip("/") or "home", send(name), methods=["GET"])
 
+    manifests = {
+        language: make_page(content, CONTENT_TYPES[".webmanifest"])
+        for language, content in console.manifests(beside_app=beside_app).items()
+    }
+
+    @blueprint.get(f"/console/{MANIFEST}")
+    async def manifest() -> Response:
+        return await _send_in_language(manifests, compressed)
+
+    @blueprint.get(f"/console/{WORKER}")
+    async def worker() -> Response:
+        response = await _send_in_language(console.workers, compressed)
+        response.headers["Service-Worker-Allowed"] = SCOPE
+        return response
+
     @blueprint.get("/console/<name>")
     async def part(name: str) -> Response:
         if name not in parts:
@@ -124,17 +142,31 @@ def console_blueprint(
     return blueprint
 
 
+_KEPT: Final = (".css", ".js", ".svg")
+"""The kinds of files that pages load, and the service worker keeps."""
 _FIRST_SCRIPT: Final = re.compile("<script ")
 _REFERENCE: Final = re.compile(r'(?<==")/console/([^"/]+\.(?:css|js|svg))(?=")')
 
 
 @dataclass(frozen=True, slots=True)
 class _Console:
-    """The pages by language and name, their files by name, and the version of the files."""
+    """The pages by language and name, their files by name, and the version of the files.
 
+    The service worker has a form for each language.
+    """
+
+    catalogues: Mapping[str, Catalogue]
     pages: Mapping[str, Mapping[str, Page]]
     parts: Mapping[str, Page]
     version: str
+    workers: Mapping[str, Page]
+
+    def manifests(self, *, beside_app: bool) -> dict[str, bytes]:
+        """Write the manifest in each language."""
+        return {
+            language: manifest_of(catalogue, beside_app=beside_app)
+            for language, catalogue in self.catalogues.items()
+        }
 
 
 @cache
@@ -142,7 +174,9 @@ def _read_console() -> _Console:
     parts = {
         entry.name: make_page(entry.read_bytes(), CONTENT_TYPES[suffix])
         for entry in _CONSOLE.iterdir()
-        if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES and suffix != ".html"
+        if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES
+        and suffix != ".html"
+        and entry.name != WORKER
     }
     tags = "".join(f"{name} {part.tag}\n" for name, part in sorted(parts.items()))
     version = hashlib.sha256(tags.encode()).hexdigest()[:16]
@@ -150,6 +184,7 @@ def _read_console() -> _Console:
     pages = {
         entry.name: entry.read_text("utf-8") for entry in _CONSOLE.iterdir() if entry.name.endswith(".html")
     }
+    catalogues = read_catalogues(_CONSOLE / "texts")
     in_languages = {
         language: {
             name: make_page(
@@ -157,9 +192,18 @@ def _read_console() -> _Console:
             )
             for name, page in pages.items()
         }
-        for language, catalogue in read_catalogues(_CONSOLE / "texts").items()
+        for language, catalogue in catalogues.items()
     }
-    return _Console(in_languages, parts, version)
+    source = (_CONSOLE / WORKER).read_bytes()
+    kept = [f"{FILES}/{version}/{name}" for name in parts if name.endswith(_KEPT) and name != ENTRY]
+    workers = {
+        language: make_page(
+            worker_of(source, catalogue, files=kept, offline=in_languages[language][OFFLINE].tag),
+            CONTENT_TYPES[".js"],
+        )
+        for language, catalogue in catalogues.items()
+    }
+    return _Console(catalogues, in_languages, parts, version, workers)
 
 
 def with_versions(page: str, version: str, scripts: Mapping[str, str]) -> str:

@@ -2,7 +2,11 @@
 
 import { sendSignedIn } from "./api.js";
 import { byId, goToLogin, onAction } from "./dom.js";
+import { registerWorker } from "./installed.js";
 import { clearSession, storedSession } from "./login_session.js";
+import { leavePush } from "./push.js";
+
+const WORKER_MS = 4000;
 
 // Besides a built web app, which owns /, the console is below /console.
 const base = location.pathname.startsWith("/console") ? "/console" : "";
@@ -25,10 +29,13 @@ export function showHeader(problem) {
   byId("sign-out").hidden = false;
   onAction(byId("sign-out"), problem, async () => {
     // Sign out here even if the server fails: the device may be a shared tablet.
+    await leavePush();
     await sendSignedIn("POST", "/api/auth/logout").catch(() => {});
     clearSession();
     location.replace("/login");
   });
+  // Later: its files must not delay those of the page.
+  setTimeout(registerWorker, WORKER_MS);
   addEventListener("storage", () => storedSession() || goToLogin());
   return session;
 }

@@ -3,6 +3,7 @@
 import { sendAnonymous, sendSignedIn } from "./api.js";
 import { byId, nextPage, onAction, setText } from "./dom.js";
 import { clearSession, storedSession, storeSession } from "./login_session.js";
+import { leavePush } from "./push.js";
 import { list, text } from "./texts.js";
 
 const NONCE = "brewos_relay_nonce";
@@ -108,6 +109,7 @@ onAction(byId("choose"), problem, async () => {
 });
 
 onAction(byId("leave"), problem, async () => {
+  await leavePush();
   await sendSignedIn("POST", "/api/auth/logout").catch(() => {});
   clearSession();
   start();

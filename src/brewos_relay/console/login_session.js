@@ -3,6 +3,8 @@
 import { text } from "./texts.js";
 
 const KEY = "brewos_session";
+/** Where the machines are stored that the server sends notifications about, as long as the session lasts. */
+export const PUSH_DEVICES = "brewos_relay_push_devices";
 const SOON_MS = 5 * 60 * 1000;
 
 /** Thrown without a login session, or when it has ended. */
@@ -25,6 +27,7 @@ export function storeSession({ accessToken, refreshToken, expiresAt, user }) {
 
 export function clearSession() {
   localStorage.removeItem(KEY);
+  localStorage.removeItem(PUSH_DEVICES);
 }
 
 /** Return an access token that is valid for a while. Throws SignedOut, or an error of `fetch`. */

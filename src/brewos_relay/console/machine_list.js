@@ -4,6 +4,7 @@ import { sendSignedIn } from "./api.js";
 import { byId, createElement } from "./dom.js";
 import { dateTime, relativeTime } from "./format.js";
 import { machinePage } from "./header.js";
+import { keepSubscribed } from "./push.js";
 import { machineTypeName, roleName, text } from "./texts.js";
 
 /** Load and show the machines of the user. */
@@ -16,6 +17,7 @@ export async function refreshMachines() {
   byId("machines").hidden = devices.length === 0;
   byId("no-machines").hidden = devices.length > 0;
   byId("loading").hidden = true;
+  keepSubscribed(devices.map(({ id }) => id)).catch(() => {}); // the next refresh tries again
 }
 
 function row(device) {

@@ -1,9 +1,10 @@
-// The settings of this device: language, unit of temperatures, and clock.
+// The settings of this device: language, unit of temperatures, clock, and notifications.
 
 import { byId } from "./dom.js";
-import { showHeader } from "./header.js";
+import { homePage, showHeader } from "./header.js";
 import { storedSession } from "./login_session.js";
 import { choices, choose, suggested } from "./preferences.js";
+import { startPushSettings } from "./push_settings.js";
 import { text } from "./texts.js";
 
 const NAMES = {
@@ -20,4 +21,8 @@ for (const name of ["language", "temperature", "clock"]) {
   });
 }
 
-if (storedSession()) showHeader(byId("problem"));
+document.querySelector("header .mark").href = homePage;
+if (storedSession()) {
+  showHeader(byId("problem"));
+  startPushSettings(byId("problem"));
+}
