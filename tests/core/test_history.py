@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from brewos_relay.core import history as module
-from brewos_relay.core.history import Histories, Run, Samples
+from brewos_relay.core.history import MOST_WAITING, Histories, Run, Samples
 from brewos_relay.core.limits import Limits
 from brewos_relay.dialect import BREWOS, NEUTRAL
 from brewos_relay.messages import Message, encode
@@ -221,12 +220,11 @@ async def test_forgotten_history_is_gone(autojump_clock: MockClock) -> None:
 async def test_forgetting_during_a_pass_is_no_failure(autojump_clock: MockClock) -> None:
     kept = Kept()
     for kept.device_id in (ONE, TWO):
-        for _ in range(10):
+        for _ in range(100):
             kept.hand_over(status())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kept.histories.compact_due)
-        for _ in range(3):
-            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
         kept.histories.forget(TWO)
         kept.histories.forget(ONE)
     assert len(kept.histories) == 0
@@ -501,22 +499,26 @@ async def test_devices_share_the_whole_memory_equally(autojump_clock: MockClock)
     assert kept.histories.size_bytes <= 40_000
 
 
-async def test_runs_that_nothing_stores_are_bounded(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_MOST_WAITING", 2)
+async def test_runs_that_nothing_stores_are_bounded(autojump_clock: MockClock) -> None:
     kept = Kept()
-    kept.hand_over(status())
-    for seconds in (3, 4, 5):
-        await kept.brew(seconds)
+    devices = [f"BRW-{number:08X}" for number in range(MOST_WAITING // 40 + 1)]
+    for kept.device_id in devices:
+        kept.hand_over(status())
+    for number in range(40):
+        for brewing in (True, False):
+            for kept.device_id in devices:
+                kept.hand_over(status(brewing=brewing))
+            await trio.sleep(3 + number)
         await kept.histories.compact_due()
-    assert kept.histories.runs_dropped == 1
-    taken = kept.histories.take_runs(100)
-    assert [round(run.ended_at - run.began_at) for _, run in taken] == [4, 5]
+    dropped = kept.histories.runs_dropped
+    assert dropped == 40 * len(devices) - MOST_WAITING
+    taken = kept.histories.take_runs(2 * MOST_WAITING)
+    assert len(taken) == MOST_WAITING
+    assert round(taken[0][1].ended_at - taken[0][1].began_at) == 3 + dropped // len(devices), "the oldest go"
     kept.histories.put_back(taken)
     assert kept.histories.take_runs(1) == taken[:1]
     kept.histories.put_back(taken[:1])
-    assert kept.histories.take_runs(5) == taken
+    assert kept.histories.take_runs(5) == taken[:5]
 
 
 async def test_pause_of_the_process_makes_measurements_older(autojump_clock: MockClock) -> None:
@@ -549,8 +551,8 @@ def test_switched_off_without_time_or_measures() -> None:
 
 
 async def test_other_tasks_run_while_messages_are_decoded(autojump_clock: MockClock) -> None:
-    kept = Kept()
-    for _ in range(20):
+    kept = Kept(history_bytes=10**6)
+    for _ in range(1000):
         kept.hand_over(status())
     turns = 0
 

@@ -49,12 +49,12 @@ _LONGEST_S: Final = 300.0
 _RUNS_PER_S: Final = 1 / 30
 _RUNS_AT_ONCE: Final = 40.0
 """Limits of recorded runs of one device."""
-_CHECKS_PER_PASS: Final = 50
-"""How many histories are checked before other tasks get their turn."""
+_WORK_PER_PASS: Final = 50
+"""How many histories are checked, or messages decoded, before other tasks get their turn."""
 _PASSES_PER_TRIM: Final = 20
 """How often the histories of silent devices are trimmed. Those of others are trimmed as they grow."""
 _MOST_QUESTIONS: Final = 100
-_MOST_WAITING: Final = 1000
+MOST_WAITING: Final = 1000
 """How many runs of all devices may wait until they are stored."""
 
 
@@ -102,6 +102,15 @@ class _Question(NamedTuple):
     answer: Callable[[Samples | None], None]
 
 
+class _Place(NamedTuple):
+    """What one field of a message holds, directly or further inside."""
+
+    measures: Sequence[tuple[int, Sequence[str], float]]
+    """The number of each measure, its path from here, and its step."""
+    signs: Sequence[tuple[int, Sequence[str], object]]
+    """The number of each sign, its path from here, and its value while the device is at work."""
+
+
 class _Layout:
     """How rows of numbers are packed, and where the messages of a dialect have them."""
 
@@ -110,6 +119,18 @@ class _Layout:
         self.signs = dialect.at_work
         self.flat_type = dialect.flat_state
         self.row = struct.Struct(f"<qB{len(self.measures)}h")
+        self.nothing = [_UNKNOWN] * len(self.measures)
+        self.rest = [False] * len(self.signs)
+        self.places = _places(
+            [measure.path for measure in self.measures], [sign.path for sign in self.signs], dialect
+        )
+        """By the name of the field."""
+        self.flat_places = _places(
+            [(measure.flat,) if measure.flat else () for measure in self.measures],
+            [(sign.flat,) if sign.flat else () for sign in self.signs],
+            dialect,
+        )
+        """The same for flat messages."""
 
     def samples(self, rows: bytes | bytearray | memoryview, origin: float) -> Samples:
         """Unpack rows."""
@@ -162,8 +183,8 @@ class History:
         self._marks_of: Sequence[Message] | None = None
         self._taken_flat: Message | None = None
         self._urgent = False
-        self._values = [_UNKNOWN] * len(layout.measures)
-        self._signs = [False] * len(layout.signs)
+        self._values = layout.nothing.copy()
+        self._signs = layout.rest.copy()
         self._saw_rest = False  # whether the device was seen not at work, so that a run begins visibly
         self._saw_start = False
         self._began_at: float | None = None
@@ -225,60 +246,68 @@ class History:
         is_large = self.raw_bytes >= _COMPACT_BYTES
         return self._urgent or is_large or now - self._segments[0].at >= _COMPACT_AFTER_S
 
-    def compact_some(self, now: float) -> Sequence[Run] | None:
-        """Decode the oldest messages that wait, about a millisecond's worth. Return the runs in them.
+    def compact_some(self, now: float) -> tuple[int, Sequence[Run]] | None:
+        """Decode the oldest messages that wait, about a millisecond's worth.
 
-        None once nothing waits.
+        Return their number and the runs in them; None once nothing waits.
         """
         if self._segments:
             segment = self._segments.pop(0)
             self.raw_bytes -= segment.size_bytes
-            return list(self._compact(segment))
+            return len(segment.changes) + 1, self._compact(segment)
         self._urgent = False
         if self._ended_at is not None and now >= self._ended_at + TAIL_S:
             run = self._end_run(now, complete=True)
-            return [run] if run is not None else []
+            return 1, [run] if run is not None else []
         return None
 
-    def _compact(self, segment: _Segment) -> Iterator[Run]:
-        for message, at in zip(segment.changes, _times(segment), strict=True):
-            yield from self._add(message, at, is_whole=False, is_flat=False)
+    def _compact(self, segment: _Segment) -> list[Run]:
+        runs = []
+        if segment.changes:
+            for message, at in zip(segment.changes, _times(segment), strict=True):
+                runs.append(self._add(message, at, is_whole=False, is_flat=False))
         if segment.last is not None:
-            yield from self._add(segment.last, segment.at, is_whole=True, is_flat=segment.is_flat)
+            runs.append(self._add(segment.last, segment.at, is_whole=True, is_flat=segment.is_flat))
         if segment.is_end:
-            yield from self._go_offline(segment.at)
+            runs.append(self._go_offline(segment.at))
+        return [run for run in runs if run is not None]
 
-    def _go_offline(self, at: float) -> Iterator[Run]:
+    def _go_offline(self, at: float) -> Run | None:
+        run = None
         if self._began_at is not None:
             run = self._end_run(at, complete=self._ended_at is not None)
-            if run is not None:
-                yield run
-        self._values = [_UNKNOWN] * len(self._values)
-        self._signs = [False] * len(self._signs)
+        self._values[:], self._signs[:] = self._layout.nothing, self._layout.rest
         self._saw_rest = self._is_cut = False
         self._add_row(at, _GONE)
+        return run
 
-    def _add(self, message: Message, at: float, *, is_whole: bool, is_flat: bool) -> Iterator[Run]:
-        """Add the measurements of a message. Values of a wrong type, and those too large, are unknown."""
+    def _add(self, message: Message, at: float, *, is_whole: bool, is_flat: bool) -> Run | None:
+        """Add the measurements of a message. Values of a wrong type, and those too large, are unknown.
+
+        Return a run that has ended.
+        """
         try:
             content = decode(message)
         except MALFORMED:
-            return
+            return None
         if not isinstance(content, dict):
-            return
+            return None
         values, signs, layout = self._values, self._signs, self._layout
-        for number, measure in enumerate(layout.measures):
-            found = content.get(measure.flat) if is_flat else _find(content, measure.path)
-            if found is not None or is_whole:
-                values[number] = _steps(found, measure.step)
-        for number, sign in enumerate(layout.signs):
-            found = content.get(sign.flat) if is_flat else _find(content, sign.path)
-            if found is not None or is_whole:
-                signs[number] = type(found) is type(sign.value) and found == sign.value
-        at_work = any(signs)
-        if (run := self._follow(at, at_work=at_work)) is not None:
-            yield run
+        if is_whole:
+            values[:], signs[:] = layout.nothing, layout.rest
+        for name, place in (layout.flat_places if is_flat else layout.places).items():
+            if (field := content.get(name)) is None:
+                continue
+            for number, path, step in place.measures:
+                if (found := _find(field, path) if path else field) is not None:
+                    values[number] = _steps(found, step)
+            for number, path, wanted in place.signs:
+                if (found := _find(field, path) if path else field) is not None:
+                    signs[number] = type(found) is type(wanted) and found == wanted
+        at_work = True in signs
+        run = self._follow(at, at_work=at_work)
         self._add_row(at, _AT_WORK if at_work else 0)
+        return run
 
     def _follow(self, at: float, *, at_work: bool) -> Run | None:
         """Follow the start and the end of runs. Return one that has ended."""
@@ -461,14 +490,16 @@ class Histories:
         """Decode the messages that are due, and drop what is too old. Other tasks run in between."""
         self._passes += 1
         trims = self._passes % _PASSES_PER_TRIM == 0
-        for number, device_id in enumerate(list(self._of), start=1):
-            if number % _CHECKS_PER_PASS == 0:
+        now, work = trio.current_time(), 0
+        for device_id in list(self._of):
+            work += 1
+            if work >= _WORK_PER_PASS:
                 await trio.lowlevel.checkpoint()
+                now, work = trio.current_time(), 0
             if (history := self._of.get(device_id)) is None:
                 continue
-            now = trio.current_time()
             if history.is_due(now):
-                await self._compact(device_id, history)
+                work = await self._compact(device_id, history, work)
             elif history.is_over(now, seconds=self._limits.history_s):
                 del self._of[device_id]
             elif trims:
@@ -480,7 +511,8 @@ class Histories:
         if (history := self._of.get(device_id)) is None:
             await trio.lowlevel.checkpoint()
             return None
-        await self._compact(device_id, history)
+        await self._compact(device_id, history, 0)
+        await trio.lowlevel.checkpoint()
         return history.samples(trio.current_time(), seconds=min(seconds, self._limits.history_s))
 
     def ask(self, device_id: str, seconds: float, answer: Callable[[Samples | None], None]) -> None:
@@ -504,16 +536,24 @@ class Histories:
                     device_id, seconds, answer = self._questions.popleft()
                     answer(await self.read(device_id, seconds=seconds))
 
-    async def _compact(self, device_id: str, history: History) -> None:
-        while (runs := history.compact_some(trio.current_time())) is not None:
+    async def _compact(self, device_id: str, history: History, work: int) -> int:
+        """Decode all messages that wait. Other tasks run after as much work as fits into a pass.
+
+        Takes and returns the work that was done since they ran.
+        """
+        while (compacted := history.compact_some(trio.current_time())) is not None:
+            decoded, runs = compacted
             self._runs.extend((device_id, run) for run in runs)
-            while len(self._runs) > _MOST_WAITING:
+            while len(self._runs) > MOST_WAITING:
                 self._runs.popleft()
                 self.runs_dropped += 1
-            self._trim(history)
-            await trio.lowlevel.checkpoint()
+            work += decoded
+            if work >= _WORK_PER_PASS:
+                self._trim(history)
+                await trio.lowlevel.checkpoint()
+                work = 0
         self._trim(history)
-        await trio.lowlevel.checkpoint()
+        return work
 
     def _trim(self, history: History) -> None:
         seconds = self._limits.history_s
@@ -536,6 +576,27 @@ def _times(segment: _Segment) -> Iterator[float]:
         for each in range(1, count - number + 1):
             yield start + (at - start) * each / (count - number)
         number, before = max(number, count), at
+
+
+def _places(
+    measures: Sequence[Sequence[str]], signs: Sequence[Sequence[str]], dialect: Dialect
+) -> Mapping[str, _Place]:
+    """Group the paths of measures and signs by their first field. An empty path is nowhere."""
+    return {
+        name: _Place(
+            [
+                (number, path[1:], dialect.measures[number].step)
+                for number, path in enumerate(measures)
+                if path[:1] == (name,)
+            ],
+            [
+                (number, path[1:], dialect.at_work[number].value)
+                for number, path in enumerate(signs)
+                if path[:1] == (name,)
+            ],
+        )
+        for name in dict.fromkeys(path[0] for path in (*measures, *signs) if path)
+    }
 
 
 def _find(content: Any, path: Sequence[str]) -> Any:
