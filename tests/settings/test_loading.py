@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields
 from ipaddress import ip_network
 from pathlib import Path
@@ -15,6 +16,19 @@ NOWHERE = Path("nowhere")
 
 def load(environ: dict[str, str] | None = None, **overrides: Any) -> Settings:
     return load_settings(environ=environ or {}, dotenv_path=NOWHERE, **overrides)
+
+
+def _switched_off_by_0() -> list[str]:
+    text = (Path(__file__).parents[2] / "docs/reference/settings.md").read_text()
+    return re.findall(r"^\| `(BREWOS_RELAY_\w+)` .*\b0 (?:keeps none|switches this off)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("variable", _switched_off_by_0())
+def test_limit_that_0_switches_off_may_be_0(variable: str) -> None:
+    name = variable.removeprefix("BREWOS_RELAY_").lower()
+    assert getattr(load({variable: "0"}).limits, name) == 0
+    with pytest.raises(SettingsError, match="0 or greater"):
+        load({variable: "-1"})
 
 
 def test_the_defaults() -> None:

@@ -30,6 +30,7 @@ from brewos_relay.settings.parsing import (
     parse_secure_url,
     parse_sign_up,
     parse_texts,
+    parse_whole_number,
     parse_workers,
 )
 from brewos_relay.settings.server_limits import ServerLimits
@@ -93,10 +94,14 @@ def _parse(parse: Callable[[str], object], name: str, text: str) -> object:
         raise SettingsError(f"{name} is {text!r}: it must be {problem}") from None
 
 
+_MAY_BE_ZERO: Final = ("restored_state_s", "state_retention_s", "history_s", "shots_per_device")
+"""Limits that keep nothing with 0."""
+
+
 def _parser_of(name: str, kind: object) -> Callable[[str], object]:
     """Return the parser of a limit."""
-    if name.endswith(("_rate", "_burst")):
-        return parse_number
+    if name.endswith(("_rate", "_burst")) or name in _MAY_BE_ZERO:
+        return parse_number if kind is float else parse_whole_number
     if kind is int:
         return parse_count
     return parse_duration_s if kind is float else parse_patterns

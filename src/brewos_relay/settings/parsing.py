@@ -74,6 +74,13 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_whole_number(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise ValueError("a whole number, 0 or greater")
+    return int(text)
+
+
 def parse_pool(text: str) -> int:
     """Parse a number of database connections: at least one for reads, and one for writes."""
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 2 <= int(text) <= 100):
