@@ -103,7 +103,7 @@ class _Question(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """What one field of a message holds, directly or further inside."""
+    """The measures and signs in one field of a message, directly or further inside."""
 
     measures: Sequence[tuple[int, Sequence[str], float]]
     """The number of each measure, its path from here, and its step."""
@@ -487,7 +487,7 @@ class Histories:
             history.count_pause(unseen_s)
 
     async def compact_due(self) -> None:
-        """Decode the messages that are due, and drop what is too old. Other tasks run in between."""
+        """Decode the messages that are due, and drop old measurements. Other tasks run in between."""
         self._passes += 1
         trims = self._passes % _PASSES_PER_TRIM == 0
         now, work = trio.current_time(), 0
