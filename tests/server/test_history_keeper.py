@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from brewos_relay.core import history
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.history import Samples
 from brewos_relay.core.limits import Limits
@@ -158,6 +159,23 @@ async def test_shots_wait_while_the_registry_fails(autojump_clock: MockClock) ->
         await kitchen.live(10)
         assert len(store.shots) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_shots_that_are_lost_are_logged_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_MOST_WAITING", 1)
+    store = RecordedShots()
+    async with open_kitchen(store) as kitchen:
+        store.fails = True
+        await kitchen.heat_up()
+        for _ in range(3):
+            await kitchen.brew(rest=30.0)
+            await kitchen.keeper.keep()
+        await kitchen.keeper.keep()
+        assert kitchen.relay.histories.runs_dropped == 2
+        lost = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
+        assert [text.split(";")[0] for text in lost] == ["shots lost: 1", "shots lost: 1"]
 
 
 @pytest.mark.parametrize(("kept", "history_s"), [(0, 600.0), (10, 0.0)])

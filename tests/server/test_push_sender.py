@@ -106,6 +106,7 @@ async def test_repeats_are_suppressed_also_after_a_restart(
         ("/a", "machineReady"),
         ("/a", "waterEmpty"),
     ]
+    assert sender.outcomes == {"sent": 2, "failed": 0, "removed": 0, "suppressed": 1}
 
 
 async def test_preferences_are_honoured_and_a_refused_kind_is_not_used_up(
@@ -129,6 +130,7 @@ async def test_subscription_that_the_service_does_not_know_is_removed(
     service.status["/a"] = status
     await sender.send(READY)
     assert await store.read(push.watched_devices) == set()
+    assert sender.outcomes == {"sent": 0, "failed": 0, "removed": 1, "suppressed": 0}
 
 
 @pytest.mark.parametrize("status", [307, 400, 403, 429, 500])
@@ -144,6 +146,7 @@ async def test_failing_service_is_asked_later_and_harms_no_other(
     assert [path for path, _ in service.got()] == ["/b"]
     found = await store.read(push.recipients_of, DEVICE, now_ms=now_ms() + 120_000)
     assert len(found) == 2
+    assert sender.outcomes == {"sent": 2, "failed": 1, "removed": 0, "suppressed": 0}
 
 
 async def test_private_address_is_never_asked(
@@ -153,6 +156,7 @@ async def test_private_address_is_never_asked(
     await subscribe(store, service, "ada", "/a")
     await sender.send(READY)
     assert service.server.connections == 0
+    assert sender.outcomes["failed"] == 1
 
 
 async def test_queue_and_rate_of_a_device_are_bounded(
@@ -180,6 +184,9 @@ async def test_queue_and_rate_of_a_device_are_bounded(
             nursery.cancel_scope.cancel()
     assert sent.count(DEVICE) == module.EACH_HOUR
     assert len(sent) == module.QUEUED_AT_MOST
+    over_rate, beyond_queue = 10, 1 + module.EACH_HOUR + 10
+    assert sender.outcomes["suppressed"] == over_rate + beyond_queue
+    assert sender.outcomes["failed"] == 1
 
 
 async def test_all_servers_of_a_registry_have_one_key(store: Store, service: PushService) -> None:

@@ -44,6 +44,7 @@ async def test_metrics_are_read_at_each_scrape() -> None:
         degraded=lambda: {"disk_full": True, "read_only": False},
         disk_free_bytes=lambda: 4096,
         log_lines_dropped=lambda: 5,
+        notifications=lambda: {"sent": 6, "failed": 1},
         certificate_expires_at_s=lambda: 1e9,
     )
     async with open_relay() as relay:
@@ -56,6 +57,7 @@ async def test_metrics_are_read_at_each_scrape() -> None:
         await trio.testing.wait_all_tasks_blocked()
         device.say(encode({"type": "status"}))
         client.backlog_bytes = 123
+        relay.histories.runs_dropped = 8
         client.leave()
         await trio.testing.wait_all_tasks_blocked()
         device.backlog_bytes = 45
@@ -85,6 +87,8 @@ async def test_metrics_are_read_at_each_scrape() -> None:
     assert (found["degraded", "disk_full"], found["degraded", "read_only"]) == (1, 0)
     assert found["disk_free_bytes",] == 4096
     assert found["log_lines_dropped_total",] == 5
+    assert (found["notifications_total", "sent"], found["notifications_total", "failed"]) == (6, 1)
+    assert found["shots_dropped_total",] == 8
     assert found["certificate_expires_timestamp_seconds",] == 1e9
     assert found["tasks",] > 2
     assert any({"build_info", "1.2.3", BUILD} <= set(name) for name in found)

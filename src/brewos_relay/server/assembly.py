@@ -288,6 +288,7 @@ def _metrics_of(parts: _Parts) -> Metrics:
         disk_free_bytes=lambda: storage.free_bytes,
         log_lines_dropped=dropped_lines,
         handovers=parts.handover.outcomes if parts.handover is not None else dict,
+        notifications=lambda: parts.push.outcomes if parts.push is not None else {},
         bus=parts.joined.bus_figures,
         instance=parts.instance if parts.joined.member is not None else None,
         certificate_expires_at_s=lambda: tls.certificate.expires_at_s if tls else None,

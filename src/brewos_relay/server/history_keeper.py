@@ -31,6 +31,7 @@ class HistoryKeeper:
         self._store = store
         self._shots_per_device = shots_per_device
         self._storing = trio.Lock()
+        self._dropped_before = 0
 
     async def run(self) -> None:
         """Compact and store every 3 s until cancelled, and answer other instances in between."""
@@ -47,6 +48,10 @@ class HistoryKeeper:
         """Compact what is due, and store the shots that have ended."""
         histories = self._relay.histories
         await histories.compact_due()
+        if (dropped := histories.runs_dropped) > self._dropped_before:
+            count = dropped - self._dropped_before
+            log.error("shots lost: %d; too many were waiting until the registry could store them", count)
+            self._dropped_before = dropped
         async with self._storing:
             while runs := histories.take_runs(SHOTS_AT_ONCE):
                 is_stored = False

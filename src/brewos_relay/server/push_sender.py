@@ -3,6 +3,7 @@
 import hmac
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -34,6 +35,10 @@ NOTICE_S: Final = 60.0
 EACH_HOUR: Final = 30
 """How many notifications about one device are sent in an hour, after a burst of as many."""
 MESSAGE_CHARS: Final = 120
+
+OUTCOMES: Final = ("sent", "failed", "removed", "suppressed")
+"""Accepted by a push service; not accepted; not accepted, and the subscription was removed; or sent to no
+browser, as it is a repeat or there are too many."""
 
 _ANSWER_BYTES: Final = 16 * 1024
 _GONE: Final = frozenset({404, 410})
@@ -75,6 +80,8 @@ class PushSender:
         self._queue, self._queued = trio.open_memory_channel[Notice](QUEUED_AT_MOST)
         self._rates = TokenBuckets(rate_per_s=EACH_HOUR / 3600, burst=EACH_HOUR, kept=_DEVICES_KEPT)
         self._key: ServerKey | None = None
+        self.outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
+        """How many notifications had each outcome, counted for each browser; once if none is asked."""
         self.on_watch: Callable[[Sequence[str]], None] = lambda _: None
         """Called with devices that have a subscription now."""
 
@@ -100,20 +107,25 @@ class PushSender:
     ) -> None:
         """Queue a notification. It is dropped if the device has too many, or too many are queued."""
         if not self._rates.use(device_id, trio.current_time()).admit(trio.current_time()):
+            self.outcomes["suppressed"] += 1
             return
         try:
             self._queue.send_nowait(Notice(device_id, KINDS[kind], message, unless_since_ms))
         except trio.WouldBlock:
+            self.outcomes["suppressed"] += 1
             log.warning("too many notifications are queued; one about device %s was dropped", device_id)
 
     async def _send_queued(self) -> None:
         async for notice in self._queued:
             try:
-                with trio.move_on_after(NOTICE_S):
+                with trio.move_on_after(NOTICE_S) as limit:
                     await self.send(notice)
+                self.outcomes["failed"] += limit.cancelled_caught
             except RegistryError as problem:
+                self.outcomes["failed"] += 1
                 log.warning("a notification about device %s was not sent: %s", notice.device_id, problem)
             except Exception:
+                self.outcomes["failed"] += 1
                 log.exception("a notification about device %s failed", notice.device_id)
 
     async def send(self, notice: Notice) -> None:
@@ -133,6 +145,7 @@ class PushSender:
             unless_since_ms=since_ms,
             now_ms=at_ms,
         ):
+            self.outcomes["suppressed"] += 1
             return
         device = await self._store.find_device(notice.device_id)
         name = (device.name if device is not None else None) or notice.device_id
@@ -163,14 +176,18 @@ class PushSender:
                 timeout_s=SEND_S,
             )
         except OutboundFailed as problem:
+            self.outcomes["failed"] += 1
             log.info("a push service failed: %s", problem)
             await self._store.write(push.record_failure, subscription.id, now_ms=now_ms())
             return
         if 200 <= answer.status < 300:
+            self.outcomes["sent"] += 1
             await self._store.write(push.record_success, subscription.id)
         elif answer.status in _GONE:
+            self.outcomes["removed"] += 1
             await self._store.write(push.remove_subscription, subscription.id)
         else:
+            self.outcomes["failed"] += 1
             log.info("the push service %s answered %d", parts.hostname, answer.status)
             await self._store.write(push.record_failure, subscription.id, now_ms=now_ms())
 

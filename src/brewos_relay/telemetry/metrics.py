@@ -50,7 +50,8 @@ class MetricSources:
     in use, and `registry_waiting` the operations that wait for one, all by operation. `late` is how late the
     event loop ran, in s. `requests` counts HTTP requests. `log_lines_dropped` returns how many log lines were
     not written. `certificate_expires_at_s` returns seconds since the epoch, or None without a certificate.
-    `handovers` counts WebSocket requests for devices of other workers, by outcome.
+    `handovers` counts WebSocket requests for devices of other workers, by outcome. `notifications` counts
+    notifications to browsers, by outcome.
     `bus` returns None without a bus. `instance` is the label of all metrics of one instance of many.
     """
 
@@ -67,6 +68,7 @@ class MetricSources:
     log_lines_dropped: Callable[[], int] = lambda: 0
     certificate_expires_at_s: Callable[[], float | None] = lambda: None
     handovers: Callable[[], Mapping[str, int]] = dict
+    notifications: Callable[[], Mapping[str, int]] = dict
     bus: Callable[[], BusFigures | None] = lambda: None
     instance: str | None = None
 
@@ -245,6 +247,13 @@ class RelayCollector(Collector):
             {(): counters.latency},
         )
 
+        yield _counters(
+            "shots_dropped",
+            "Shots that are lost because too many were waiting until the registry could store them.",
+            (),
+            {(): self._relay.histories.runs_dropped},
+        )
+
     def _outboxes(self) -> Iterator[Metric]:
         waiting = {("device",): 0, ("client",): 0}
         blocked, most = dict(waiting), dict(waiting)
@@ -320,6 +329,13 @@ class RelayCollector(Collector):
             "Free space on the disk of the registry's file.",
             (),
             {} if free_bytes is None else {(): free_bytes},
+        )
+        yield _counters(
+            "notifications",
+            "Notifications by outcome: sent, failed or removed (the push service no longer knows the"
+            " subscription), for each browser; and suppressed, as they are repeats or too many.",
+            ("outcome",),
+            {(outcome,): count for outcome, count in sources.notifications().items()},
         )
         yield _counters(
             "log_lines_dropped",
