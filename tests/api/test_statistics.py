@@ -1,13 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from brewos_relay.api.statistics import offset_of, statistics_of
+from brewos_relay.api.statistics import day_of, offset_of, statistics_of
 from brewos_relay.auth.app_cookies import COOKIE, make_cookie
 from brewos_relay.live_devices import DeviceHistory
+from brewos_relay.registry.daily_usage import add_usage
 from brewos_relay.registry.login_sessions import record_attached
-from brewos_relay.registry.records import Shot
+from brewos_relay.registry.records import Shot, Usage
 from brewos_relay.registry.shots import add_shots
 from brewos_relay.vocabulary import now_ms
 from support.household import MACHINE, SECOND, STRANGE, open_household
@@ -98,6 +100,21 @@ async def test_statistics_are_of_the_device_that_the_session_attached_to_last(tm
             "dailyHistory",
             "brewHistory",
         }
+        day = day_of(now_ms(), 3600)
+        usage = Usage(
+            device_id=MACHINE,
+            day=day,
+            began_at_ms=now_ms(),
+            at_ms=now_ms(),
+            on_s=5400,
+            steam_cycles=2,
+            energy_mwh=0,
+            counter_mwh=1_234_567,
+        )
+        await house.store.write(add_usage, [replace(usage, day=day - 40, at_ms=0), usage])
+        *before, today = (await house.ask("GET", "/stats/extended")).content["dailyHistory"]
+        assert (today["totalKwh"], today["onTimeMinutes"], today["steamCycles"]) == (1.235, 90, 2)
+        assert {each["onTimeMinutes"] for each in before} == {0}
         assert (await house.ask("GET", f"/stats/extended?device={SECOND}")).content["brewHistory"] == []
         assert (await house.ask("GET", f"/stats/extended?device={STRANGE}")).status == 404
         await house.signed_in("eve")

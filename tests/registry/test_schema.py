@@ -37,6 +37,7 @@ def test_rows_are_deleted_with_their_parents() -> None:
         ("device_states", "device_id"),
         ("shares", "device_id"),
         ("shots", "device_id"),
+        ("daily_usage", "device_id"),
         ("identities", "user_id"),
         ("known_networks", "user_id"),
         ("sessions", "user_id"),

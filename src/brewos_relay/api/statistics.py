@@ -14,8 +14,9 @@ from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.payloads import json_answer, query_of
 from brewos_relay.live_devices import DeviceHistory
 from brewos_relay.protocols import Registry, RelayView
+from brewos_relay.registry.daily_usage import usage_of
 from brewos_relay.registry.login_sessions import last_device_of
-from brewos_relay.registry.records import Shot
+from brewos_relay.registry.records import DayUsage, Shot
 from brewos_relay.registry.shots import shots_of, users_since_ms
 from brewos_relay.vocabulary import now_ms
 
@@ -62,15 +63,15 @@ class PowerSample(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class DaySummary(msgspec.Struct, rename="camel", kw_only=True):
-    """A day that began at `date`, in s since the epoch. The relay knows no energy and no running time."""
+    """A day that began at `date`, in s since the epoch."""
 
     date: int
     shot_count: int
     total_brew_time_ms: int
     avg_brew_time_ms: int
-    total_kwh: float = 0.0
-    on_time_minutes: int = 0
-    steam_cycles: int = 0
+    total_kwh: float
+    on_time_minutes: int
+    steam_cycles: int
 
 
 class BrewRecord(msgspec.Struct, rename="camel", kw_only=True):
@@ -136,7 +137,9 @@ class StatisticsRoutes:
         history = await self.relay.history_of(device_id, seconds=_POWER_KEPT_S)
         state = await self.relay.state_of(device_id)
         offset_s = offset_of((state or {}).get("messages", {}).get("device_info"))
-        return statistics_of(shots, history, offset_s=offset_s, now_ms=at_ms, since_ms=since_ms)
+        first_day = day_of(at_ms, offset_s) - _DAYS + 1
+        usage = await self.store.read(usage_of, device_id, from_day=first_day)
+        return statistics_of(shots, history, usage, offset_s=offset_s, now_ms=at_ms, since_ms=since_ms)
 
 
 def offset_of(info: Any) -> int:
@@ -153,14 +156,21 @@ def offset_of(info: Any) -> int:
 
 
 def statistics_of(
-    shots: Sequence[Shot], history: DeviceHistory | None, *, offset_s: int, now_ms: int, since_ms: int = 0
+    shots: Sequence[Shot],
+    history: DeviceHistory | None,
+    usage: Sequence[DayUsage] = (),
+    *,
+    offset_s: int,
+    now_ms: int,
+    since_ms: int = 0,
 ) -> Statistics:
-    """Sum up shots, newest first, and the power since `since_ms`."""
-    today = _day_of(now_ms, offset_s)
+    """Sum up shots, newest first, the power since `since_ms`, and the usage of days."""
+    today = day_of(now_ms, offset_s)
+    used = {each.day: each for each in usage}
     by_day: dict[int, list[Shot]] = {}
     hours = [0] * 24
     for shot in shots:
-        by_day.setdefault(_day_of(shot.began_at_ms, offset_s), []).append(shot)
+        by_day.setdefault(day_of(shot.began_at_ms, offset_s), []).append(shot)
         hours[(shot.began_at_ms // 1000 + offset_s) % _DAY_S // 3600] += 1
     week = {(day + _THURSDAY) % 7: len(by_day.get(day, ())) for day in range(today - 6, today + 1)}
     return Statistics(
@@ -168,24 +178,28 @@ def statistics_of(
         hourly_distribution=[HourCount(hour, count) for hour, count in enumerate(hours)],
         power_history=_power(history, since_ms=since_ms) if history is not None else [],
         daily_history=[
-            _summary(day * _DAY_S - offset_s, by_day.get(day, ()))
+            _summary(day * _DAY_S - offset_s, by_day.get(day, ()), used.get(day))
             for day in range(today - _DAYS + 1, today + 1)
         ],
         brew_history=[_record(shot) for shot in shots[:_LISTED_SHOTS]],
     )
 
 
-def _day_of(at_ms: int, offset_s: int) -> int:
+def day_of(at_ms: int, offset_s: int) -> int:
+    """Return the day by a clock that is ahead of UTC, in days since the epoch."""
     return (at_ms // 1000 + offset_s) // _DAY_S
 
 
-def _summary(date_s: int, shots: Sequence[Shot]) -> DaySummary:
+def _summary(date_s: int, shots: Sequence[Shot], usage: DayUsage | None) -> DaySummary:
     total_ms = sum(shot.duration_ms for shot in shots)
     return DaySummary(
         date=date_s,
         shot_count=len(shots),
         total_brew_time_ms=total_ms,
         avg_brew_time_ms=total_ms // len(shots) if shots else 0,
+        total_kwh=round(usage.energy_mwh / 1_000_000, 3) if usage is not None else 0.0,
+        on_time_minutes=round(usage.on_s / 60) if usage is not None else 0,
+        steam_cycles=usage.steam_cycles if usage is not None else 0,
     )
 
 

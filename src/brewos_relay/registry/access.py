@@ -12,6 +12,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, literal, or_, 
 from brewos_relay.errors import LastOwner
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import publish_change, publish_changed_access
+from brewos_relay.registry.daily_usage import forget_usage
 from brewos_relay.registry.device_keys import end_pairing_tokens
 from brewos_relay.registry.device_states import forget_state
 from brewos_relay.registry.devices import (
@@ -250,8 +251,8 @@ def leave(
 
     None if the user does not have it.
 
-    When the last owner leaves, all users lose the device: its shares, activity, shots and registered tokens
-    end, and the next user can pair it. Raises DeviceUnknown.
+    When the last owner leaves, all users lose the device: its shares, activity, shots, usage and registered
+    tokens end, and the next user can pair it. Raises DeviceUnknown.
     """
     lock_device(db, device_id)
     everybody = current_users(db, device_id, now_ms=now_ms)
@@ -328,6 +329,7 @@ def _release(db: Connection, device_ids: Sequence[str]) -> None:
     forget_activity(db, *device_ids)
     forget_state(db, *device_ids)
     forget_shots(db, *device_ids)
+    forget_usage(db, *device_ids)
 
 
 def _check_role(role: Role, until_ms: int | None) -> None:

@@ -24,6 +24,7 @@ from brewos_relay.errors import DeviceUnknown, TooManyUnproven
 from brewos_relay.registry.access import current_users, give, lock_account
 from brewos_relay.registry.activity import add_activity, forget_activity
 from brewos_relay.registry.changes import publish_change
+from brewos_relay.registry.daily_usage import forget_usage
 from brewos_relay.registry.device_keys import (
     forget_pending,
     record_pending,
@@ -181,6 +182,7 @@ def pair_device(
         forget_activity(db, device_id)
         forget_state(db, device_id)
         forget_shots(db, device_id)
+        forget_usage(db, device_id)
     # Before the entries that follow from it.
     entry = Activity(
         device_id=device_id, at_ms=now_ms, kind="claimed", user_id=user_id, detail={"role": role}

@@ -114,6 +114,34 @@ class Shot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """The usage of a device in a part of a day, by the clock of the device. `day` is days since the epoch.
+
+    `counter_mwh` is the energy since midnight that the device has counted. Without such a counter,
+    `energy_mwh` counts, which is an estimate.
+    """
+
+    device_id: str
+    day: int
+    began_at_ms: int
+    at_ms: int
+    on_s: int
+    steam_cycles: int
+    energy_mwh: int
+    counter_mwh: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DayUsage:
+    """The usage of a device in a day; see `Usage`."""
+
+    day: int
+    energy_mwh: int
+    on_s: int
+    steam_cycles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewDevice:
     """A device to register. Raises ValueError for an invalid name or user id.
 

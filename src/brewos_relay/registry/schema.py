@@ -270,6 +270,21 @@ shots = Table(
     sqlite_autoincrement=True,
 )
 
+# The usage of devices in a day of their clock; `day` counts days since the epoch. `counter_mwh` is the last
+# value of the device's own counter of the energy since midnight, and `at_ms` is when it was read.
+daily_usage = Table(
+    "daily_usage",
+    metadata,
+    Column("device_id", String(12), ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("energy_mwh", BigInteger, nullable=False),
+    Column("on_s", Integer, nullable=False),
+    Column("steam_cycles", Integer, nullable=False),
+    Column("counter_mwh", BigInteger),
+    Column("at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 # One row: the private key by which push services recognize the servers. All instances need the same.
 push_keys = Table(
     "push_keys",

@@ -63,8 +63,7 @@ def add_shots(db: Connection, added: Sequence[Shot], *, kept: int) -> None:
     Only of devices that have users or were added by hand: anyone can register others. A shot from before the
     device got its present users is not theirs, and not stored.
     """
-    ids = sorted({shot.device_id for shot in added})
-    since_ms = {row[0]: row[1] for row in db.execute(_KNOWN, {"ids": ids})}
+    since_ms = present_users_since(db, sorted({shot.device_id for shot in added}))
     rows = [
         _row(shot)
         for shot in added
@@ -77,6 +76,14 @@ def add_shots(db: Connection, added: Sequence[Shot], *, kept: int) -> None:
         last = db.scalar(_FIRST_TOO_MANY, {"of_device": device_id, "kept": kept})
         if last is not None:
             db.execute(delete(shots).where(shots.c.device_id == device_id, shots.c.id <= last))
+
+
+def present_users_since(db: Connection, ids: Sequence[str]) -> dict[str, int]:
+    """Return since when devices have their present users, in ms since the epoch; 0 if that is not known.
+
+    Without the devices that have no users and registered themselves.
+    """
+    return {row[0]: row[1] for row in db.execute(_KNOWN, {"ids": ids})}
 
 
 def users_since_ms(db: Connection, device_id: str) -> int:

@@ -22,6 +22,7 @@ from brewos_relay.registry.access import access_of
 from brewos_relay.registry.authority import ANONYMOUS_WRITES, Authority, verify
 from brewos_relay.registry.batched_lookup import Answer, BatchedLookup
 from brewos_relay.registry.change_feed import Apply, ChangeReader, ChangeWatcher
+from brewos_relay.registry.daily_usage import add_usage
 from brewos_relay.registry.database import Database, crossed
 from brewos_relay.registry.device_states import find_states, save_states
 from brewos_relay.registry.devices import find_devices
@@ -31,7 +32,7 @@ from brewos_relay.registry.housekeeping import STATES_KEPT_MS, Housekeeper
 from brewos_relay.registry.issued_tokens import revoked_tokens
 from brewos_relay.registry.login_sessions import find_sessions
 from brewos_relay.registry.pairing import HeldPairing
-from brewos_relay.registry.records import Access, Change, Device, LoginSession, Shot, StoredState
+from brewos_relay.registry.records import Access, Change, Device, LoginSession, Shot, StoredState, Usage
 from brewos_relay.registry.schema import devices
 from brewos_relay.registry.shots import add_shots
 from brewos_relay.registry.write_attempt import WriteAttempt
@@ -264,6 +265,10 @@ class Store:
     async def add_shots(self, shots: Sequence[Shot], *, kept: int) -> None:
         """Store shots in one transaction; see `registry.shots`."""
         await self.write(add_shots, shots, kept=kept)
+
+    async def add_usage(self, added: Sequence[Usage]) -> None:
+        """Add usage of devices in one transaction; see `registry.daily_usage`."""
+        await self.write(add_usage, added)
 
     async def check(self) -> None:
         """Verify that the registry answers. Raises RegistryError. If cancelled, it abandons its thread."""

@@ -51,6 +51,7 @@ from brewos_relay.server.push_watcher import PushWatcher
 from brewos_relay.server.redirect import Redirect
 from brewos_relay.server.sockets import ListeningSockets, open_sockets
 from brewos_relay.server.supervision import keep_running
+from brewos_relay.server.usage_keeper import UsageKeeper
 from brewos_relay.settings import Settings
 from brewos_relay.telemetry.logs import dropped_lines
 from brewos_relay.telemetry.measurements import LoopLag, RequestCounters
@@ -177,6 +178,7 @@ async def open_server(
         ):
             states = StateKeeper(relay, store)
             history = HistoryKeeper(relay, store, shots_per_device=settings.limits.shots_per_device)
+            usage = UsageKeeper(relay, store)
             changes = ChangeApplier(relay=relay, store=store)
             store.watch_changes(changes.apply, announce=joined.announce_changes)
             outbound = Outbound()
@@ -206,6 +208,7 @@ async def open_server(
                 )
                 listening.start_soon(keep_running, "storing states", states.run)
                 listening.start_soon(keep_running, "storing shots", history.run)
+                listening.start_soon(keep_running, "storing usage", usage.run)
                 yield Server(
                     [s.getsockname()[:2] for s in sockets.main],
                     relay,
@@ -215,9 +218,11 @@ async def open_server(
                     listener.stop_accepting,
                 )
                 window_s = worker.drain_window_s if worker is not None else None
+                await usage.look()
                 await relay.drain(hurry=hurry, window_s=window_s)
                 await states.save_all()
                 await history.keep_all()
+                await usage.keep_all()
                 listening.cancel_scope.cancel()
 
 

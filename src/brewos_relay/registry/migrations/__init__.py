@@ -27,6 +27,7 @@ VERSIONS: Final = (
     "0011",
     "0012",
     "0013",
+    "0014",
 )
 HEAD: Final = VERSIONS[-1]
 _IMPORTING_ENDS: Final = "+import"
