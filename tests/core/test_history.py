@@ -366,6 +366,21 @@ async def test_old_firmware_is_sampled_from_its_flat_state(autojump_clock: MockC
     kept.histories.mark(ONE, [], {"device_info": encode({"type": "device_info"})}, trio.current_time())
 
 
+async def test_flat_state_without_measurements_keeps_those_of_other_messages(
+    autojump_clock: MockClock,
+) -> None:
+    kept = Kept()
+    kept.hand_over(status(pressure=9.0, temps={"brew": {"current": 93.0}}))
+    await trio.sleep(1)
+    flat = {
+        "pico_status": encode({"type": "pico_status", "state": "ready", "waterLevel": "ok", "brewTemp": 92.0})
+    }
+    kept.histories.mark(ONE, [], flat, trio.current_time())
+    samples = await kept.samples()
+    assert samples.values["pressure"] == [9.0, 9.0]
+    assert samples.values["brewTemp"] == [93.0, 92.0]
+
+
 NUMBERS = st.one_of(
     st.floats(),
     st.integers(),

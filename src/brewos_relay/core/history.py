@@ -267,7 +267,9 @@ class History:
             for message, at in zip(segment.changes, _times(segment), strict=True):
                 runs.append(self._add(message, at, is_whole=False, is_flat=False))
         if segment.last is not None:
-            runs.append(self._add(segment.last, segment.at, is_whole=True, is_flat=segment.is_flat))
+            # A flat state may leave measurements out, like a change. Their values hold.
+            is_flat = segment.is_flat
+            runs.append(self._add(segment.last, segment.at, is_whole=not is_flat, is_flat=is_flat))
         if segment.is_end:
             runs.append(self._go_offline(segment.at))
         return [run for run in runs if run is not None]
