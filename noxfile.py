@@ -77,6 +77,7 @@ TRIED_ONCE = (
     "tests/e2e/test_pages.py",
     "tests/e2e/test_partitions.py",
     "tests/e2e/test_rolling_deployment.py",
+    "tests/e2e/test_shots.py",
     "tests/e2e/test_takeovers.py",
     "tests/e2e/test_takeovers_in_flight.py",
     "tests/e2e/test_tutorial.py",

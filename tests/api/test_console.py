@@ -1,6 +1,8 @@
+import hashlib
 import json
 import re
 import struct
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from brewos_relay.api.console_pages import PublishedCa
 from brewos_relay.api.page_texts import COOKIE, modules_of, read_catalogues
 from brewos_relay.notifications import KINDS
 from support.household import Household, open_household
+from support.pages import ROOT
 
 CONSOLE = files("brewos_relay") / "console"
 NAMES = sorted(entry.name for entry in CONSOLE.iterdir() if entry.is_file() and entry.name[0] not in "._")
 SCRIPTS = {name: (CONSOLE / name).read_text("utf-8") for name in NAMES if name.endswith(".js")}
+VENDOR = CONSOLE / "vendor"
+LIBRARIES = [f"vendor/uplot/{name}" for name in ("LICENSE.txt", "uPlot.min.css", "uPlot.min.js")]
 CATALOGUES = read_catalogues(CONSOLE / "texts")
 PAGES = {
     "/": "index.html",
@@ -26,12 +31,14 @@ PAGES = {
     "/settings": "settings.html",
     "/machine/BRW-00000001": "machine.html",
     "/machine/brw-0000000a": "machine.html",
+    "/machine/BRW-00000001/shots": "shots.html",
     "/console": "index.html",
     "/console/pair": "pair.html",
     "/console/admin": "admin.html",
     "/console/settings": "settings.html",
     "/console/offline": "offline.html",
     "/console/machine/BRW-00000001": "machine.html",
+    "/console/machine/BRW-00000001/shots": "shots.html",
 }
 # The modules of each page that use elements of the page.
 PARTS = {
@@ -40,8 +47,9 @@ PARTS = {
     "pair.html": ["pair.js"],
     "machine.html": [
         *("machine.js", "readings.js", "shot.js", "commands.js", "log.js", "users.js", "sharing.js"),
-        *("activity.js", "about.js", "dom.js", "header.js"),
+        *("activity.js", "about.js", "dom.js", "header.js", "machine_charts.js"),
     ],
+    "shots.html": ["shots.js", "shot_list.js", "shot_comparison.js", "dom.js", "header.js"],
     "admin.html": ["admin.js", "dom.js"],
     "settings.html": ["settings.js", "push_settings.js"],
     "offline.html": ["offline.js"],
@@ -127,7 +135,7 @@ async def test_pages_name_all_modules_in_advance_and_load_files_by_version(
     first = PARTS[name][0]
     reached, left = {first}, [first]
     while left:
-        for imported in re.findall(r'from "\./([^"]+)"', text_of(left.pop())):
+        for imported in re.findall(r'from "\./([\w.]+)"', text_of(left.pop())):
             if imported not in reached:
                 reached.add(imported)
                 left.append(imported)
@@ -143,9 +151,10 @@ async def test_pages_name_all_modules_in_advance_and_load_files_by_version(
 
 
 async def test_file_of_another_version_is_revalidated(app: QuartTrio) -> None:
-    response = await app.test_client().get("/console/files/0123456789abcdef/api.js")
-    assert response.status_code == 200
-    assert response.headers["Cache-Control"] == "no-cache"
+    for name in ("api.js", "vendor/uplot/uPlot.min.js"):
+        response = await app.test_client().get(f"/console/files/0123456789abcdef/{name}")
+        assert response.status_code == 200
+        assert response.headers["Cache-Control"] == "no-cache"
 
 
 def test_modules_are_found_in_all_forms_of_imports() -> None:
@@ -160,10 +169,12 @@ const later = import("./f.js");
         "b.js": 'import { a } from "./a.js";',
         "c.js": 'import { g } from "./g.js";',
         "d.js": "",
+        "f.js": "",
         "g.js": "",
     }
     page = '<script type="module" src="/console/a.js"></script>'
     assert set(modules_of(page, scripts)) == {"a.js", "b.js", "c.js", "d.js", "g.js"}
+    assert set(modules_of(page, scripts, later=True)) == set(scripts)
 
 
 async def test_range_of_a_page_can_be_requested(app: QuartTrio) -> None:
@@ -176,11 +187,14 @@ async def test_range_of_a_page_can_be_requested(app: QuartTrio) -> None:
     assert (behind.status_code, await behind.get_data()) == (416, b"")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".html") and name != WORKER])
+@pytest.mark.parametrize(
+    "name", [*(name for name in NAMES if not name.endswith(".html") and name != WORKER), *LIBRARIES]
+)
 async def test_scripts_and_styles_of_pages_are_served(app: QuartTrio, name: str) -> None:
     response = await app.test_client().get(f"/console/{name}")
     assert response.status_code == 200
     kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml", "png": "image/png"}
+    kinds["txt"] = "text/plain"
     assert (response.content_type or "").partition(";")[0] == kinds[name.rpartition(".")[2]]
     assert response.headers["Cache-Control"] == "no-cache"
     assert await response.get_data() == (CONSOLE / name).read_bytes()
@@ -210,6 +224,9 @@ async def test_scripts_and_styles_of_pages_are_served(app: QuartTrio, name: str)
         "/console/files/0123456789abcdef/login.html",
         "/console/files/0123456789abcdef/none.js",
         "/console/files",
+        "/console/texts/en.json",
+        "/console/vendor/uplot/README.md",
+        "/console/vendor/uplot",
         "/pair/more",
         "/nothing",
     ],
@@ -251,7 +268,7 @@ def test_pages_have_no_inline_code_and_no_broken_references(name: str) -> None:
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page)
     assert '<html lang="{{language}}">' in page
     assert "<title>" in page
-    for path in re.findall(r'(?:src|href)="([^"?]+)', page):
+    for path in re.findall(r'(?:src|href)="([^"?#]+)', page):
         assert path.startswith("/")
         assert not path.startswith("//")
         assert (
@@ -277,7 +294,7 @@ def test_scripts_import_existing_modules_and_never_parse_html(name: str) -> None
     script = text_of(name)
     for path, names in re.findall(r'from "(\./([^"]+))"', script):
         assert path == f"./{names}"
-        assert names in NAMES
+        assert names in [*NAMES, *LIBRARIES]
     for listed, module in re.findall(r'import \{([^}]+)\} from "\./([^"]+)"', script):
         for one in (part.strip() for part in listed.split(",")):
             assert re.search(rf"export (?:async )?(?:function|class|const) {one}\b", text_of(module)), one
@@ -299,7 +316,7 @@ def test_every_module_is_used_by_a_page() -> None:
         name = left.pop()
         if name not in reached:
             reached.add(name)
-            left += re.findall(r'from "\./([^"]+)"', text_of(name))
+            left += re.findall(r'(?:from |import\()"\./([\w.]+)"', text_of(name))
     assert reached | {ENTRY, WORKER} == {name for name in NAMES if name.endswith(".js")}
 
 
@@ -307,6 +324,27 @@ def test_console_loads_nothing_from_other_sites() -> None:
     for name in (name for name in NAMES if not name.endswith(".png")):
         found = set(re.findall(r"https?://[^\s\"')]+", text_of(name)))
         assert found <= {"http://www.w3.org/2000/svg"}, name
+
+
+def test_library_is_the_published_one_with_its_licence() -> None:
+    notes = (VENDOR / "uplot" / "README.md").read_text("utf-8")
+    sums = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", notes, re.M)}
+    published = {
+        "dist/uPlot.iife.min.js": text_of("vendor/uplot/uPlot.min.js").removesuffix(
+            "export default uPlot;\n"
+        ),
+        "dist/uPlot.min.css": text_of("vendor/uplot/uPlot.min.css"),
+        "LICENSE": text_of("vendor/uplot/LICENSE.txt"),
+    }
+    for name, content in published.items():
+        assert hashlib.sha256(content.encode()).hexdigest() == sums[name], name
+    version = re.findall(r"uPlot \(v([\d.]+)\)", published["dist/uPlot.iife.min.js"])[0]
+    assert notes.startswith(f"# uPlot {version}\n")
+    assert "MIT License" in published["LICENSE"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "MIT" in project["license"]
+    assert "src/brewos_relay/console/vendor/*/LICENSE.txt" in project["license-files"]
+    assert not re.search(FORBIDDEN, published["dist/uPlot.iife.min.js"])
 
 
 async def test_ca_can_be_installed_from_a_page_with_its_fingerprint(tmp_path: Path, dist: Path) -> None:

@@ -118,6 +118,7 @@ LIKE_SENTENCES = {
     *("iPad", "Windows", "CrOS", "ChromeOS", "Mac OS", "Mac", "Linux", "Google", "Facebook"),
     *(
         "Authorization",
+        "Content-Disposition",
         "Content-Type",
         "Cache-Control",
         "TypeError",
@@ -165,7 +166,7 @@ def test_page_has_the_texts_of_its_scripts(name: str, language: str) -> None:
     page = CATALOGUES[language].render(PAGES[name], scripts=SCRIPTS)
     assert not MARK.search(page)
     assert f'<html lang="{language}">' in page
-    modules = modules_of(PAGES[name], SCRIPTS).values()
+    modules = modules_of(PAGES[name], SCRIPTS, later=True).values()
     if not modules:
         return
     match = re.search(r'<script type="application/json" id="texts">(.*?)</script>', page, re.S)

@@ -2,18 +2,13 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import trio
 
-from brewos_relay.server.assembly import open_server
-from brewos_relay.settings import Settings
-from support.chromium import Page, needs_browser, open_page
+from support.chromium import Page, needs_browser
+from support.console_modules import open_module
 
 pytestmark = needs_browser
 
@@ -54,18 +49,6 @@ WRONG = [
     b"\x91" * 40 + b"\x01",
     b"\xdf\xff\xff\xff\xff",
 ]
-
-
-@asynccontextmanager
-async def open_module(folder: Path, name: str) -> AsyncIterator[Page]:
-    """Open a page where `module` is a module of the console."""
-    settings = Settings(host="127.0.0.1", port=0, data_dir=folder, jwt_secret="tests-only-" + "s" * 32)
-    with trio.fail_after(60):
-        async with open_server(settings) as server, open_page() as page:
-            await page.go(server.url + "/login")
-            await page.see("Sign in")
-            await page.run(f"import('/console/{name}').then((found) => {{ globalThis.module = found; }})")
-            yield page
 
 
 async def decoded(page: Page, encoded: bytes) -> Any:
@@ -161,31 +144,3 @@ async def test_history_drops_old_samples_and_keeps_gaps(tmp_path: Path) -> None:
             [9500, 30, True],
             [13000, 40, False],
         ]
-
-
-async def test_tick_labels_never_overlap(tmp_path: Path) -> None:
-    async with open_module(tmp_path, "chart.js") as page:
-        drawn = await page.run(
-            """(() => {
-              const canvas = document.createElement("canvas");
-              document.body.append(canvas);
-              const pen = canvas.getContext("2d");
-              const ticks = Array.from({ length: 6 }, (_, number) => [number, `${10 - 2 * number} min`]);
-              return [300, 900].map((width) => {
-                const words = [];
-                canvas.style.cssText = `width: ${width}px; height: 300px`;
-                pen.fillText = (text, x) => {
-                  if (text.endsWith("min")) words.push([x, pen.measureText(text).width / 2]);
-                };
-                const panel = { share: 1, floor: 0, ceiling: 1, unit: "", lines: [] };
-                new module.Chart(canvas, [panel]).draw({ samples: [], from: 0, to: 5, ticks });
-                return words;
-              });
-            })()"""
-        )
-    narrow, wide = drawn
-    assert len(wide) == 6
-    assert 2 < len(narrow) < 6
-    for words in drawn:
-        for (right, half_right), (left, half_left) in pairwise(words):
-            assert left + half_left < right - half_right

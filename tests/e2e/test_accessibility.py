@@ -4,9 +4,11 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from brewos_relay.vocabulary import now_ms
 from support.accessibility import faults_of, needs_axe
 from support.chromium import Page, needs_browser, open_page
 from support.console import INVITE, MACHINE, furnish, open_kitchen, settle_in, sign_in
+from support.shots import add_recorded_shots, recorded_shot
 
 pytestmark = [needs_browser, needs_axe]
 
@@ -72,6 +74,14 @@ async def test_pages_for_users_have_no_faults(tmp_path: Path) -> None:
             None, "document.querySelector('#share-qr').src.startsWith('data:')", press="#share button"
         )
         await faults.check(None, "document.querySelector('dialog').open", press="#restart")
+        await faults.check(f"/machine/{MACHINE}/shots", shown("#no-shots"))
+        one, other = (recorded_shot(MACHINE, began_at_ms=now_ms() - at_ms) for at_ms in (90_000, 30_000))
+        await add_recorded_shots(server, one, other)
+        await faults.check(
+            f"/machine/{MACHINE}/shots?shots=1,2",
+            "!!document.querySelector('#curves canvas') && document.querySelector('#curves-values').open",
+            press="#curves-values summary",
+        )
         await faults.check("/", "document.querySelectorAll('#machines li').length > 1")
         await faults.check("/admin", "document.querySelectorAll('#accounts li').length > 1")
         await faults.check("/settings", "document.querySelector('#clock').options[0].text.includes(':')")

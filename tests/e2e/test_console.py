@@ -175,6 +175,7 @@ async def test_first_view_of_a_machine_is_small_and_shows_live_values_soon(tmp_p
         await page.go(f"{kitchen.url}/machine/{MACHINE}")
         value = "Number(document.querySelector('#gauge-brew .figure')?.textContent)"
         shown_ms = await page.wait_for(f"{value} > 0 && performance.now()")
+        await page.wait_for("!!document.querySelector('#trend canvas')")  # which is loaded after the values
         # All modules arrive before the value, and each one once.
         modules = [url for url in page.requests if url.endswith(".js")]
         assert len(set(modules)) == len(modules)

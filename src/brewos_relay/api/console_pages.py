@@ -28,11 +28,13 @@ _PAGES: Final = (
     ("/", "index.html"),
     ("/settings", "settings.html"),
     ("/machine/<device:device_id>", "machine.html"),
+    ("/machine/<device:device_id>/shots", "shots.html"),
     ("/admin", "admin.html"),
 )
 _ALSO: Final = (
     ("/console", "index.html"),
     ("/console/machine/<device:device_id>", "machine.html"),
+    ("/console/machine/<device:device_id>/shots", "shots.html"),
     ("/console/pair", "pair.html"),
     ("/console/admin", "admin.html"),
     ("/console/settings", "settings.html"),
@@ -103,13 +105,13 @@ def console_blueprint(
         response.headers["Service-Worker-Allowed"] = SCOPE
         return response
 
-    @blueprint.get("/console/<name>")
+    @blueprint.get("/console/<path:name>")
     async def part(name: str) -> Response:
         if name not in parts:
             abort(404)
         return await send_page(parts[name], compressed)
 
-    @blueprint.get(f"{FILES}/<asked>/<name>")
+    @blueprint.get(f"{FILES}/<asked>/<path:name>")
     async def versioned_part(asked: str, name: str) -> Response:
         if name not in parts:
             abort(404)
@@ -150,7 +152,7 @@ _REFERENCE: Final = re.compile(r'(?<==")/console/([^"/]+\.(?:css|js|svg))(?=")')
 
 @dataclass(frozen=True, slots=True)
 class _Console:
-    """The pages by language and name, their files by name, and the version of the files.
+    """The pages by language and name, their files by path, and the version of the files.
 
     The service worker has a form for each language.
     """
@@ -171,9 +173,11 @@ class _Console:
 
 @cache
 def _read_console() -> _Console:
+    libraries = [(f"vendor/{folder.name}/", folder) for folder in (_CONSOLE / "vendor").iterdir()]
     parts = {
-        entry.name: make_page(entry.read_bytes(), CONTENT_TYPES[suffix])
-        for entry in _CONSOLE.iterdir()
+        path + entry.name: make_page(entry.read_bytes(), CONTENT_TYPES[suffix])
+        for path, folder in [("", _CONSOLE), *libraries]
+        for entry in folder.iterdir()
         if (suffix := PurePosixPath(entry.name).suffix) in CONTENT_TYPES
         and suffix != ".html"
         and entry.name != WORKER

@@ -26,6 +26,7 @@ Text: TypeAlias = str | Mapping[str, str]
 _MARK: Final = re.compile(r"\{\{(?:\{([\w.-]+)\}|([\w.-]+))\}\}")
 _LITERAL: Final = re.compile(r'"([\w.-]+)"')
 _MODULE: Final = re.compile(r'(?:(?:from|import) "\./|<script type="module" src="/console/)([\w.]+)"')
+_LATER: Final = re.compile(r'\bimport\("\./([\w.]+)"\)')
 _SCRIPT: Final = '<script type="module"'
 _BLOCK: Final = '<script type="application/json" id="texts">{}</script>\n'
 _OPTION: Final = '<option value="{0}" lang="{0}">{1}</option>'
@@ -50,7 +51,9 @@ class Catalogue:
     def render(self, page: str, *, scripts: Mapping[str, str]) -> str:
         """Fill in the texts of a page, and add those of its scripts. Raises KeyError for an unknown key."""
         rendered = _MARK.sub(self._fill, page)
-        content = json.dumps(self._texts_of(modules_of(page, scripts).values()), ensure_ascii=False)
+        content = json.dumps(
+            self._texts_of(modules_of(page, scripts, later=True).values()), ensure_ascii=False
+        )
         block = _BLOCK.format(content.replace("<", "\\u003c"))
         return rendered.replace(_SCRIPT, block + _SCRIPT, 1)
 
@@ -93,12 +96,16 @@ def read_catalogues(folder: Traversable) -> dict[str, Catalogue]:
     return {language: Catalogue(language, texts[language], texts[DEFAULT], names) for language in languages}
 
 
-def modules_of(page: str, scripts: Mapping[str, str]) -> dict[str, str]:
-    """Return the modules that a page loads, directly or through others: their sources by name."""
+def modules_of(page: str, scripts: Mapping[str, str], *, later: bool = False) -> dict[str, str]:
+    """Return the modules that a page loads, directly or through others: their sources by name.
+
+    With `later`, those are included that its scripts import when they run. Libraries are not.
+    """
     found: dict[str, str] = {}
     left = [page]
     while left:
-        for name in _MODULE.findall(left.pop()):
+        source = left.pop()
+        for name in [*_MODULE.findall(source), *(_LATER.findall(source) if later else ())]:
             if name not in found:
                 found[name] = scripts[name]
                 left.append(scripts[name])

@@ -20,10 +20,24 @@ export async function sendAnonymous(method, path, body) {
 
 /** Send a request as the signed-in user. Returns the JSON of the answer; throws SignedOut or RequestFailed. */
 export async function sendSignedIn(method, path, body) {
+  return read(await askSignedIn(method, path, body));
+}
+
+/** Download a file as the signed-in user, under the name that the server gives it. */
+export async function downloadSignedIn(path) {
+  const answer = await askSignedIn("GET", path);
+  if (!answer.ok) return read(answer);
+  const [, name] = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") ?? "") ?? [];
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(await answer.blob()), download: name ?? "" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+async function askSignedIn(method, path, body) {
   const token = await tokenOr(accessToken);
-  let answer = await send(method, path, body, token);
-  if (answer.status === 401) answer = await send(method, path, body, await tokenOr(() => renewSession(token)));
-  return read(answer);
+  const answer = await send(method, path, body, token);
+  if (answer.status !== 401) return answer;
+  return send(method, path, body, await tokenOr(() => renewSession(token)));
 }
 
 async function tokenOr(get) {

@@ -39,8 +39,10 @@ export function onAction(element, problem, act) {
 
 /** Go to the sign-in page, which leads back here. */
 export function goToLogin({ expired = false } = {}) {
-  // Pass only the path: the query may hold a secret, and browsers and servers log URLs.
-  const asked = new URLSearchParams({ next: location.pathname });
+  // Pass only the path: the query may hold a secret, and browsers and servers log URLs. Ids of shots are none.
+  const shots = new URLSearchParams(location.search).get("shots");
+  const kept = shots && /^[\d,]+$/.test(shots) ? `?shots=${shots}` : "";
+  const asked = new URLSearchParams({ next: location.pathname + kept });
   if (expired) asked.set("expired", "true");
   location.replace(`/login?${asked}`);
 }

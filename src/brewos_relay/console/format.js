@@ -34,9 +34,14 @@ export const clock = (at) => new Date(at).toLocaleTimeString(locale, { minute: "
 
 /** Format a time (ISO 8601, or ms since 1970) as a clock time with seconds, and with the day if it is not today. */
 export function clockTime(at) {
-  const time = new Date(at);
-  const date = time.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
-  return time.toLocaleString(locale, { ...date, minute: "2-digit", second: "2-digit", ...CLOCK });
+  return new Date(at).toLocaleString(locale, { ...dayOf(at), minute: "2-digit", second: "2-digit", ...CLOCK });
+}
+
+/** Format a time (ISO 8601, or ms since 1970) as a clock time, with the day if it is not today. */
+export const shortTime = (at) => new Date(at).toLocaleString(locale, { ...dayOf(at), minute: "2-digit", ...CLOCK });
+
+function dayOf(at) {
+  return new Date(at).toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
 }
 
 /** Format a time (ISO 8601) relative to now, like "3 minutes ago". */

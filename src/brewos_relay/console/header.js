@@ -14,6 +14,7 @@ const base = location.pathname.startsWith("/console") ? "/console" : "";
 export const homePage = base || "/";
 export const pairPage = `${base}/pair`;
 export const machinePage = (deviceId) => `${base}/machine/${encodeURIComponent(deviceId)}`;
+export const shotsPage = (deviceId) => `${machinePage(deviceId)}/shots`;
 
 /** Show the user and the sign-out button. Return the session, or null while the browser goes to /login. */
 export function showHeader(problem) {

@@ -9,11 +9,12 @@ import { showAdminLink, showHeader } from "./header.js";
 import { Link } from "./link.js";
 import { addLogLine } from "./log.js";
 import { SignedOut } from "./login_session.js";
-import { hideLastKnown, showLastKnown, showPresence, showReading, startDrawing } from "./readings.js";
+import { hideLastKnown, showLastKnown, showPresence, showReading } from "./readings.js";
 import { startSharing } from "./sharing.js";
-import { Shot } from "./shot.js";
+import { ShotCard } from "./shot.js";
 import { mergeOldStatus, mergeStatus, readStatus } from "./state.js";
 import { text } from "./texts.js";
+import { Trend } from "./trend.js";
 import { UserList } from "./users.js";
 
 const REFRESH_MS = 15000;
@@ -27,7 +28,8 @@ let isStale = false; // whether the next status is from before an absence of the
 let ecoTarget = null;
 let role = null;
 
-const shot = new Shot(deviceId);
+const trend = new Trend(deviceId);
+const shot = new ShotCard(deviceId, trend.history);
 const commands = new Commands((message) => link.send(message));
 const link = new Link(deviceId, {
   onMessage: take,
@@ -39,6 +41,7 @@ function take(message) {
   switch (message.type) {
     case "connected":
       note({ isOnline: message.deviceOnline === true, isKnown: true });
+      catchUp();
       return link.send({ type: "get_metrics" });
     case "device_status":
       snapshotAgeMs = message.snapshotAgeMs ?? null;
@@ -89,15 +92,16 @@ function show(known) {
   snapshotAgeMs = null;
   status = known;
   const reading = readStatus(status);
-  showReading(reading, Date.now() - ageMs);
+  showReading(reading);
   commands.show({ ...reading, ecoTarget });
-  if (presence.isOnline) shot.take(reading);
+  if (presence.isOnline) trend.add(reading, Date.now() - ageMs);
   else showPresence(presence);
+  shot.show();
 }
 
 function note(change) {
   presence = { ...presence, ...change };
-  if (!presence.isOnline) shot.interrupt();
+  if (!presence.isOnline) trend.interrupt();
   showPresence(presence);
 }
 
@@ -109,7 +113,7 @@ function showLink({ state, retryAt, restarting }) {
   if (state !== "live") {
     presence = { ...presence, isOnline: false };
     commands.interrupt();
-    shot.interrupt();
+    trend.interrupt();
     showPresence({ ...presence, isKnown: false });
   }
 
@@ -121,6 +125,30 @@ function showLink({ state, retryAt, restarting }) {
     const seconds = Math.max(1, Math.ceil((retryAt - Date.now()) / 1000));
     const why = !navigator.onLine ? text("link.no-network") : restarting ? text("link.restarting") : text("link.no-connection");
     return text("link.next", { problem: why, seconds });
+  }
+}
+
+let charts = null;
+
+/** Load what the relay has recorded while this page was not connected. The current values come first. */
+async function catchUp() {
+  charts ??= openCharts();
+  try {
+    await trend.load();
+    await shot.refresh();
+  } catch (failure) {
+    if (failure instanceof SignedOut) goToLogin({ expired: true });
+  }
+}
+
+/** Draw the charts. Their scripts are loaded after the current values. */
+async function openCharts() {
+  try {
+    const { shotDrawer, startTrend } = await import("./machine_charts.js");
+    startTrend(trend.history);
+    shot.chart = shotDrawer();
+  } catch {
+    charts = null; // try again with the next connection
   }
 }
 
@@ -137,6 +165,7 @@ async function refresh() {
     await people.refresh();
     if (role === "owner") await activity.refresh();
     if (status === null) await lookUpLastKnown();
+    if (trend.isStale && link.state !== "connecting") await catchUp();
     setText(problem);
   } catch (failure) {
     if (failure instanceof SignedOut) return goToLogin({ expired: true });
@@ -160,7 +189,6 @@ if (session) {
   startMachineSettings(deviceId, problem, showDevice);
   byId("retry").addEventListener("click", () => link.kick());
   setInterval(() => link.state === "waiting" && showLink(link), 1000);
-  startDrawing();
   link.start();
   pollWhileVisible(refresh, REFRESH_MS);
   showAdminLink().catch(() => {});

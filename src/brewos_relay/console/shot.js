@@ -1,91 +1,80 @@
-// The current shot, or the last one in this tab.
+// The running shot or the last one, and links to the recorded ones.
 
-import { Chart } from "./chart.js";
-import { byId, setText } from "./dom.js";
-import { clockTime, number } from "./format.js";
+import { sendSignedIn } from "./api.js";
+import { greatest, has, lastRun, latest, recordedShot } from "./curves.js";
+import { byId, createElement, setText } from "./dom.js";
+import { number, shortTime } from "./format.js";
+import { shotsPage } from "./header.js";
 import { text } from "./texts.js";
 
-const AXIS_S = 30;
-const STEP_S = 5;
-const MOST_SAMPLES = 1000;
+const RECENT = 3;
+const RECORDED_MS = 8000; // the relay records a shot some seconds after its end
+const RUNNING_MS = 100;
 
-/** Follows the readings of one machine. The last shot is kept as long as the tab is open. */
-export class Shot {
-  #shot = null;
-  #key;
+/** Shows the shots in the samples of a history, and those that the relay has recorded. */
+export class ShotCard {
+  #deviceId;
+  #history;
+  #recorded = null; // the newest recorded shot with its curves
+  #wasRunning = false;
   #timer = null;
-  #chart = new Chart(byId("shot"), [
-    { share: 1, floor: 0, ceiling: 40, unit: "g", most: 2, lines: [{ of: "weight", colour: "--weight", filled: true }] },
-    { share: 1, floor: 0, ceiling: 10, unit: "bar, g/s", most: 2, lines: [
-      { of: "pressure", colour: "--pressure" },
-      { of: "flow", colour: "--flow" },
-    ] },
-  ]);
+  #draw = () => {};
 
-  constructor(deviceId) {
-    this.#key = `brewos_relay_shot_${deviceId}`;
-    try {
-      this.#shot = JSON.parse(sessionStorage.getItem(this.#key));
-    } catch {
-      // no stored shot
+  constructor(deviceId, history) {
+    this.#deviceId = deviceId;
+    this.#history = history;
+    byId("to-shots").href = shotsPage(deviceId);
+  }
+
+  /** Draw the curves with `draw(shot)` from now on. */
+  set chart(draw) {
+    this.#draw = draw;
+    this.show();
+  }
+
+  /** Load the newest recorded shots. */
+  async refresh() {
+    const path = `/api/devices/${this.#deviceId}/shots`;
+    const { shots } = await sendSignedIn("GET", `${path}?limit=${RECENT}`);
+    byId("recent-shots").replaceChildren(...shots.map((shot) => this.#link(shot)));
+    byId("recent").hidden = shots.length === 0;
+    if (shots.length && shots[0].id !== this.#recorded?.id) {
+      this.#recorded = recordedShot(await sendSignedIn("GET", `${path}/${shots[0].id}`));
     }
-    new ResizeObserver(() => this.#show()).observe(byId("shot"));
-    this.#show();
+    this.show();
   }
 
-  /** Take a reading of this moment. */
-  take(reading) {
-    const at = Date.now();
-    const runs = this.#shot !== null && this.#shot.endedAt === null;
-    if (reading.isBrewing && !runs) {
-      this.#shot = { startedAt: at, endedAt: null, samples: [] };
-      this.#timer = setInterval(() => this.#show(), 100);
+  /** Show the newest shot. Call it after each reading. */
+  show() {
+    const shot = lastRun(this.#history.samples, Date.now()) ?? this.#recorded;
+    const runs = shot?.runs === true;
+    if (runs && this.#timer === null) this.#timer = setInterval(() => this.show(), RUNNING_MS);
+    if (!runs) {
+      clearInterval(this.#timer);
+      this.#timer = null;
+      if (this.#wasRunning) setTimeout(() => this.refresh().catch(() => {}), RECORDED_MS);
     }
-    if (reading.isBrewing || runs) {
-      const { weight, flow, pressure, hasScale } = reading;
-      if (this.#shot.samples.length < MOST_SAMPLES) {
-        this.#shot.samples.push({
-          at: (at - this.#shot.startedAt) / 1000,
-          weight: hasScale ? weight : null,
-          flow: hasScale ? flow : null,
-          pressure,
-        });
-      }
-    }
-    if (!reading.isBrewing && runs) this.#end(at);
-    this.#show();
-  }
-
-  /** End the shot when the machine or the connection is lost. */
-  interrupt() {
-    if (this.#shot?.endedAt === null) this.#end(Date.now());
-  }
-
-  #end(at) {
-    clearInterval(this.#timer);
-    this.#shot.endedAt = at;
-    sessionStorage.setItem(this.#key, JSON.stringify(this.#shot));
-    this.#show();
-  }
-
-  #show() {
-    const shot = this.#shot;
-    for (const id of ["shot", "shot-legend"]) byId(id).hidden = shot === null;
+    this.#wasRunning = runs;
+    byId("shot-part").hidden = shot === null;
     byId("no-shot").hidden = shot !== null;
     if (shot === null) return;
-    const seconds = ((shot.endedAt ?? Date.now()) - shot.startedAt) / 1000;
-    const most = (of) => Math.max(...shot.samples.map((one) => one[of] ?? -Infinity));
-    const last = (of) => shot.samples.findLast((one) => one[of] !== null)?.[of] ?? null;
-    const runs = shot.endedAt === null;
-    const write = (id, value, digits) => setText(byId(id), Number.isFinite(value) && value !== null ? number(value, digits) : "–");
-    write("shot-time", seconds, 1);
-    write("shot-weight", runs ? last("weight") : most("weight"), 1);
-    write("shot-flow", runs ? last("flow") : most("flow"), 1);
-    write("shot-pressure", runs ? last("pressure") : most("pressure"), 1);
-    setText(byId("shot-when"), runs ? text("shot.running") : text("shot.ended", { time: clockTime(shot.startedAt) }));
-    const to = Math.max(AXIS_S, Math.ceil(seconds / STEP_S) * STEP_S);
-    const ticks = Array.from({ length: to / STEP_S + 1 }, (_, number) => [number * STEP_S, `${number * STEP_S} s`]);
-    const samples = [...shot.samples, { ...shot.samples.at(-1), at: seconds, gap: true }];
-    this.#chart.draw({ samples, from: 0, to, ticks });
+    const figure = runs ? latest : greatest;
+    write("shot-time", shot.seconds);
+    for (const name of ["weight", "flow", "pressure"]) write(`shot-${name}`, figure(shot, name));
+    setText(byId("shot-when"), runs ? text("shot.running") : text("shot.ended", { time: shortTime(shot.startedAt) }));
+    byId("shot-legend").querySelector(".weight").hidden = !has(shot, "weight");
+    byId("shot-legend").querySelector(".flow").hidden = !has(shot, "flow");
+    this.#draw(shot);
   }
+
+  #link({ id, at, durationMs, summary }) {
+    const link = createElement("a", "", shortTime(at));
+    link.href = `${shotsPage(this.#deviceId)}?shots=${id}`;
+    const more = [`${number(durationMs / 1000, 1)} s`, summary.weight && `${number(summary.weight, 1)} g`];
+    return createElement("li", "", [createElement("span", "what", link), createElement("span", "more", more.filter(Boolean).join(" · "))]);
+  }
+}
+
+function write(id, value) {
+  setText(byId(id), value === null ? "–" : number(value, 1));
 }

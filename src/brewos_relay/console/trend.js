@@ -1,0 +1,41 @@
+// The measurements of the last ten minutes: those that the relay has recorded, then live ones.
+
+import { sendSignedIn } from "./api.js";
+import { History, recordedSamples } from "./history.js";
+
+export const LENGTH_MS = 10 * 60 * 1000;
+
+export class Trend {
+  history = new History(LENGTH_MS);
+  /** Whether the relay may have recorded more than this page has seen. */
+  isStale = true;
+  #path;
+  #number = 0;
+
+  constructor(deviceId) {
+    this.#path = `/api/devices/${deviceId}/history`;
+  }
+
+  /** Take a reading from the time `at` (ms since 1970). */
+  add({ brew, steam, group, pressure, power, weight, flow, hasScale, isBrewing }, at) {
+    const scale = hasScale ? { weight, flow } : { weight: null, flow: null };
+    this.history.add({ at, brew, steam, group, pressure, power, ...scale, isBrewing });
+  }
+
+  /** Start a gap: the machine or the connection is lost. */
+  interrupt() {
+    this.history.interrupt(Date.now());
+  }
+
+  /** Load what the relay has recorded, as after each connection: this page has missed the time before. */
+  async load() {
+    const number = ++this.#number;
+    this.isStale = true;
+    const sentAt = Date.now();
+    const answer = await sendSignedIn("GET", this.#path);
+    if (number !== this.#number) return;
+    const { samples, until } = recordedSamples(answer, { sentAt, receivedAt: Date.now() });
+    this.history.merge(samples, until);
+    this.isStale = false;
+  }
+}
