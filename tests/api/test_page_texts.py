@@ -150,6 +150,18 @@ def test_scripts_have_no_text_beside_the_catalogue(name: str) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_numbers_temperatures_and_times_are_written_by_one_module(name: str) -> None:
+    ours = {
+        "format.js": r"toLocale\w+|Intl\.|°",
+        "preferences.js": r"Intl\.",
+        "texts.js": r"Intl\.",
+        "commands.js": "°",
+    }
+    found = re.findall(r"toLocale\w+|Intl\.|°", re.sub(r"//.*", "", SCRIPTS[name]))
+    assert [one for one in found if not re.fullmatch(ours.get(name, "(?!)"), one)] == []
+
+
 def test_texts_outside_of_the_catalogue_are_found() -> None:
     script = 'say("Try again"); say(`${name} was removed.`); say(text("home.none")); // "Not here"\n'
     assert literals_of(script) == [

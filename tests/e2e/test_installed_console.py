@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,10 +14,11 @@ from brewos_relay import outbound
 from brewos_relay.api import console_pages
 from brewos_relay.auth.secrets import hash_secret
 from brewos_relay.outbound import Outbound
-from brewos_relay.registry import push
+from brewos_relay.registry import login_sessions, push
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import find_user_by_email
 from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.server import assembly
 from brewos_relay.server.assembly import Server
@@ -195,12 +197,46 @@ async def test_notifications_are_switched_on_shown_in_german_and_end_with_the_se
             while await subscribed(server, user.id) != [{MACHINE, OTHER}]:  # noqa: ASYNC110
                 await trio.sleep(0.05)
 
+            assert page.problems == []
+
+            # The server drops a subscription with its session. The next session of the user restores it.
+            await server.store.write(login_sessions.end_sessions, user.id, now_ms=now_ms())
+            assert await subscribed(server, user.id) == []
+            await page.go(f"{kitchen.url}/console")
+            await page.see("Deine Sitzung ist beendet.")
+            await sign_in_again(server, page, kitchen, EMAIL)
+            while await subscribed(server, user.id) != [{MACHINE, OTHER}]:  # noqa: ASYNC110
+                await trio.sleep(0.05)
             await page.press("#sign-out")
             await page.see("Anmelden")
-            assert await page.run("localStorage.getItem('test_subscription')") is None
-            assert await page.run("localStorage.getItem('brewos_relay_push_user')") is None
+            assert await page.run(SUBSCRIPTION) == [None, None]
             assert await subscribed(server, user.id) == []
-            assert page.problems == []
+
+            # Another user of this browser does not get what the last one has asked for.
+            await page.run(
+                f"localStorage.setItem('brewos_relay_push_user', '{user.id}');"
+                " localStorage.setItem('test_subscription', 'yes')"
+            )
+            await sign_in_again(server, page, kitchen, "ben@example.org")
+            await page.wait_for(f"{SUBSCRIPTION}.every((one) => one === null)")
+            ben = await server.store.read(find_user_by_email, "ben@example.org")
+            assert ben is not None
+            assert await subscribed(server, ben.id) == []
+
+
+SUBSCRIPTION = "['test_subscription', 'brewos_relay_push_user'].map((key) => localStorage.getItem(key))"
+
+
+async def sign_in_again(server: Server, page: Page, kitchen: Kitchen, email: str) -> None:
+    """Sign in with another invite, and open the machines."""
+    at_ms = now_ms()
+    times: dict[str, Any] = {"now_ms": at_ms, "expires_at_ms": at_ms + 600_000}
+    token = f"{email:x<43}"
+    await server.store.write(add_invite, email=email, token_hash=hash_secret(token), is_admin=False, **times)
+    await page.go(f"{kitchen.url}/login?next=/console#invite={token}")
+    await page.press("#accept")
+    await page.press("#skip")
+    await page.wait_for("location.pathname === '/console'")
 
 
 ASK_PREFERENCES = "fetch('/api/push/preferences').then((answer) => answer.json())"
