@@ -107,6 +107,7 @@ async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_pa
         )
         await page.go(server.url + "/")
         await page.see("Kitchen")
+        await page.see("this session")  # the last request of the page has its answer
         assert (await kept(page))["expiresAt"] > now_ms()
 
         # Signing out clears the browser, and ends the session on the server.

@@ -62,6 +62,7 @@ CA_TYPE: Final = "application/x-x509-ca-cert"
 FILES: Final = "/console/files"
 """The path of the files of the pages, with their version below it."""
 _FINGERPRINT: Final = b"<!-- fingerprint -->"
+_ICON: Final = "public, max-age=86400"
 _HTML: Final = CONTENT_TYPES[".html"]
 _CONSOLE: Final = files("brewos_relay") / "console"
 
@@ -109,7 +110,8 @@ def console_blueprint(
     async def part(name: str) -> Response:
         if name not in parts:
             abort(404)
-        return await send_page(parts[name], compressed)
+        cache = _ICON if name.endswith(".png") else REVALIDATE
+        return await send_page(parts[name], compressed, cache=cache)
 
     @blueprint.get(f"{FILES}/<asked>/<path:name>")
     async def versioned_part(asked: str, name: str) -> Response:

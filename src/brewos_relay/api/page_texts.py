@@ -72,7 +72,8 @@ class Catalogue:
         """Collect the texts that modules name, and the refusals of the server to translate."""
         named = {key for module in modules for key in _LITERAL.findall(module)}
         texts = {key: text for key, text in self.texts.items() if key in named}
-        return {"texts": texts, "refusals": [] if self.language == DEFAULT else self._refusals()}
+        translates = self.language != DEFAULT and _OTHER_REFUSAL in named
+        return {"texts": texts, "refusals": self._refusals() if translates else []}
 
     def _refusals(self) -> list[tuple[Text, Text]]:
         found = [
