@@ -10,6 +10,7 @@ import pytest
 
 import brewos_relay
 from brewos_relay.api.page_texts import DEFAULT, Text, modules_of, read_catalogues
+from brewos_relay.dialect import BREWOS
 
 CONSOLE = files("brewos_relay") / "console"
 CATALOGUES = read_catalogues(CONSOLE / "texts")
@@ -160,6 +161,13 @@ def test_numbers_temperatures_and_times_are_written_by_one_module(name: str) -> 
     }
     found = re.findall(r"toLocale\w+|Intl\.|°", re.sub(r"//.*", "", SCRIPTS[name]))
     assert [one for one in found if not re.fullmatch(ours.get(name, "(?!)"), one)] == []
+
+
+def test_activity_names_existing_commands() -> None:
+    table = re.search(r"const COMMANDS = \{(.*?)\};", SCRIPTS["activity.js"], re.S)
+    assert table is not None
+    known = {rule.name for rule in BREWOS.commands}
+    assert set(re.findall(r"(\w+): ", table[1])) <= known
 
 
 def test_texts_outside_of_the_catalogue_are_found() -> None:

@@ -158,6 +158,7 @@ async def test_page_shows_and_controls_the_machine(tmp_path: Path) -> None:
 
         # The activity names the user and the command.
         await page.wait_for("document.querySelectorAll('#activity li').length > 0 || null")
+        await page.see("changed a temperature")
         assert complaints(page) == []
         assert {url.split("/")[2] for url in page.requests if "://" in url} == {f"127.0.0.1:{kitchen.port}"}
 

@@ -6,6 +6,17 @@ import { clockTime } from "./format.js";
 import { outcomeName, roleName, text } from "./texts.js";
 
 const SHOWN = 30;
+// The commands that households use. Others are shown by their names.
+const COMMANDS = {
+  set_mode: "did.set-mode", enter_eco: "did.set-mode", exit_eco: "did.set-mode", set_temp: "did.set-temp",
+  set_eco: "did.set-eco", set_bbw: "did.set-bbw", set_preinfusion: "did.set-preinfusion", tare: "did.tare",
+  scale_tare: "did.tare", scale_connect: "did.scale-connect", scale_disconnect: "did.scale-disconnect",
+  add_schedule: "did.schedules", update_schedule: "did.schedules", delete_schedule: "did.schedules",
+  toggle_schedule: "did.schedules", set_auto_off: "did.auto-off", set_preferences: "did.preferences",
+  set_machine_info: "did.machine-info", set_device_info: "did.machine-info", set_log_config: "did.log-config",
+  clear_logs: "did.clear-logs", restart: "did.restart", ota_start: "did.update", esp32_ota_start: "did.update",
+  pico_ota_start: "did.update", record_maintenance: "did.maintenance",
+};
 const WORDS = {
   claimed: () => text("did.claimed"),
   owner_changed: () => text("did.owner-changed"),
@@ -26,7 +37,7 @@ const WORDS = {
   client_went: () => text("did.client-went"),
   token_copied: () => text("did.token-copied"),
   command: ({ name, outcome }) => {
-    const command = name?.replace(":", " ") ?? text("did.command");
+    const command = Object.hasOwn(COMMANDS, name) ? text(COMMANDS[name]) : text("did.sent-command", { command: name ?? "" });
     return outcome && outcome !== "delivered" ? text("did.command-failed", { command, outcome: outcomeName(outcome) }) : command;
   },
 };
