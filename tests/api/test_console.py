@@ -26,6 +26,7 @@ CATALOGUES = read_catalogues(CONSOLE / "texts")
 PAGES = {
     "/": "index.html",
     "/login": "login.html",
+    "/login/callback": "login.html",
     "/pair": "pair.html",
     "/admin": "admin.html",
     "/settings": "settings.html",

@@ -77,6 +77,7 @@ async def test_info_lists_ways_to_sign_in_without_secrets(
             "google": None,
             "facebook": False,
             "oidc": None,
+            "byCode": [],
             "password": True,
         }
     rules = AccountRules(
@@ -91,6 +92,7 @@ async def test_info_lists_ways_to_sign_in_without_secrets(
             "google": "id-at-google",
             "facebook": True,
             "oidc": {"issuer": "https://issuer.example", "audience": "id-at-the-issuer"},
+            "byCode": [],
             "password": True,
         }
 

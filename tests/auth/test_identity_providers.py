@@ -86,6 +86,15 @@ def test_token_for_any_of_our_client_ids_is_accepted(issuer: Issuer, verifier: V
     assert verifier.verify(issuer.token(aud=["another-id-of-ours"])).subject == "ada-at-the-issuer"
 
 
+def test_nonce_must_be_that_of_the_request(issuer: Issuer, verifier: Verifier) -> None:
+    assert verifier.issuer == issuer.url
+    token = issuer.token(nonce="n1")
+    assert verifier.verify(token, nonce="n1").subject == verifier.verify(token).subject
+    for other, nonce in ((token, "n2"), (issuer.token(), "n1"), (issuer.token(nonce=[]), "n1")):
+        with pytest.raises(IdentityRejected, match="another attempt"):
+            verifier.verify(other, nonce=nonce)
+
+
 def test_optional_claims_may_be_missing(issuer: Issuer, verifier: Verifier) -> None:
     proven = verifier.verify(issuer.token(email=None, email_verified=None, name=None, picture=None))
     assert proven == ProvenIdentity(issuer.url, "ada-at-the-issuer", None, False, None, None)

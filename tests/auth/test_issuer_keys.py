@@ -171,7 +171,7 @@ def test_https_issuer_cannot_name_an_unencrypted_jwks_uri(
     monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     about = {"issuer": "https://issuer.example", "jwks_uri": "http://127.0.0.1:1/keys"}
-    monkeypatch.setattr("brewos_relay.auth.issuer_keys.fetch_json", lambda _url, timeout_s: (200, about))
+    monkeypatch.setattr("brewos_relay.auth.issuer_metadata.fetch_json", lambda _url, timeout_s: (200, about))
     keys = IssuerKeys(issuer="https://issuer.example", jwks_url=None, timeout_s=5, clock=clock)
     with pytest.raises(IdentityUnavailable, match="unencrypted jwks_uri"):
         keys.find("first")

@@ -71,6 +71,15 @@ def test_answer_is_returned_with_its_status(issuer: Issuer) -> None:
     assert fetch_json(f"{issuer.url}/bad") == (400, {"error": "no"})
 
 
+def test_form_is_posted(issuer: Issuer) -> None:
+    issuer.codes["c"] = {}
+    form = {"client_id": "x", "code": "a b&c=d"}
+    assert fetch_json(f"{issuer.url}/token", form=form) == (401, {"error": "invalid_client"})
+    basic = fetch_json(f"{issuer.url}/token", form=form, authorization="Basic eDp5")
+    assert basic == (401, {"error": "invalid_client"})
+    assert issuer.asked == ["/token", "/token"]
+
+
 def test_request_has_path_query_and_headers(issuer: Issuer) -> None:
     issuer.answers = {"/": Answer(1), "/x": Answer(2)}
     assert fetch_json(issuer.url) == (200, 1)

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from brewos_relay.auth.secrets import hash_secret
+from brewos_relay.commands.run_demo import find_port
 from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.pairing import register_pairing
 from brewos_relay.server.assembly import Server, open_server
@@ -17,6 +18,7 @@ from brewos_relay.settings import Settings
 from brewos_relay.vocabulary import now_ms
 from support.app_build import write_app
 from support.chromium import Page, needs_browser, open_page
+from support.issuer import CLIENT_ID, CLIENT_SECRET, IssuerKey, open_issuer
 
 pytestmark = needs_browser
 
@@ -36,7 +38,7 @@ async def open_walk(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server
             open_server(
                 Settings(
                     host="127.0.0.1",
-                    port=0,
+                    port=settings.pop("port", 0),
                     data_dir=folder,
                     jwt_secret="tests-only-" + "s" * 32,
                     tls_self_signed=True,
@@ -216,6 +218,51 @@ async def test_built_app_leads_to_the_pages_of_the_relay(tmp_path: Path) -> None
         await page.run("window.wasHere = true")
         await trio.sleep(0.3)
         assert await page.run("window.wasHere")
+
+
+async def test_sign_in_at_an_issuer_works_beside_a_built_app_and_leads_back(tmp_path: Path) -> None:
+    dist, port = write_app(tmp_path / "dist"), find_port()
+    with open_issuer(IssuerKey("ES256", "one")) as issuer:
+        issuer.told = {"email": EMAIL}
+        settings: dict[str, Any] = {
+            "port": port,
+            "public_url": f"https://127.0.0.1:{port}",
+            "oidc_issuer": issuer.url,
+            "oidc_client_id": CLIENT_ID,
+            "oidc_client_secret": CLIENT_SECRET,
+            "oidc_label": "Home",
+        }
+        async with open_walk(tmp_path, web_dist_path=dist, **settings) as (server, page):
+            # A link of a machine leads to the sign-in page, to the issuer, and back to the machine.
+            await page.go(f"{server.url}/pair?id={MACHINE}&token={CLAIM}")
+            await at(page, "/login")
+            await page.see("Sign in with Home")
+            await page.press("#providers button")
+            await page.see(f"Add the machine {MACHINE}.")
+            assert (await kept(page))["user"]["email"] == EMAIL
+            await page.press("#scanned button")
+            await page.press("#done a")
+            await page.wait_for(
+                "performance.getEntriesByType('navigation')[0].type === 'reload' && !!window.app"
+            )
+
+            # The app's service worker answers page loads now. It would swallow a redirect.
+            await page.run("app.signOut()")
+            await page.see("Sign in with Home")
+            assert await page.run("!!navigator.serviceWorker.controller")
+            await page.press("#providers button")
+            await page.see(f"Dashboard of {EMAIL} at /")
+            callbacks = [url for url in page.requests if "/login/callback?" in url]
+            assert len(callbacks) >= 2
+
+            # A failure at the issuer leads to the sign-in page, and so does the response to another browser.
+            await page.run("localStorage.removeItem('brewos_session')")
+            await page.go(f"{server.url}/login/callback?error=access_denied&state=x")
+            await page.see("The other service did not sign you in.")
+            await page.go(callbacks[0])
+            await page.see("This browser has not begun to sign in")
+            assert await page.run("location.pathname + location.search") == "/login"
+            assert await page.run("localStorage.getItem('brewos_session')") is None
 
 
 async def test_add_a_machine_beside_a_built_app_stays_in_the_console(tmp_path: Path) -> None:

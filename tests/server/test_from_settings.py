@@ -33,6 +33,33 @@ def test_google() -> None:
     assert (rules.oidc_issuer, rules.oidc_audience) == (None, None)
 
 
+def test_sign_in_on_the_pages_of_providers() -> None:
+    rules = account_rules(
+        Settings(
+            public_url="https://coffee.example",
+            google_client_ids=("for the web", "for phones"),
+            google_client_secret="s",
+            oidc_issuer="https://id.example/realms/home",
+            oidc_client_id="relay",
+            oidc_audiences=("other",),
+        )
+    )
+    assert {kind: flow.name for kind, flow in rules.code_flows.items()} == {
+        "google": "Google",
+        "oidc": "id.example",
+    }
+    assert rules.code_flows["oidc"].redirect_uri == "https://coffee.example/login/callback"
+    assert rules.oidc_audience == "other"
+    named = Settings(
+        public_url="https://coffee.example",
+        oidc_issuer="https://id.example",
+        oidc_client_id="relay",
+        oidc_label="Home",
+    )
+    assert account_rules(named).code_flows["oidc"].name == "Home"
+    assert account_rules(named).oidc_audience == "relay"
+
+
 def test_an_issuer() -> None:
     rules = account_rules(
         Settings(oidc_issuer="https://issuer.example", oidc_audiences=("relay", "relay-on-phones"))

@@ -1,21 +1,26 @@
 """An OpenID Connect issuer and a Facebook Graph on a port of this machine: real HTTP, keys of its own."""
 
 import base64
+import hashlib
 import json
+import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote_plus, urlencode, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 DISCOVERY_PATH: Final = "/.well-known/openid-configuration"
 KEYS_PATH: Final = "/keys"
+AUTHORIZATION_PATH: Final = "/authorize"
+TOKEN_PATH: Final = "/token"
 CLIENT_ID: Final = "relay-client-id"
+CLIENT_SECRET: Final = "relay client:secret/ä"
 APP_ID: Final = "1234567890"
 APP_SECRET: Final = "app-secret-0123456789"
 
@@ -57,7 +62,8 @@ class Issuer:
     """The issuer: `url` is its name, `keys` are its public keys, and `asked` counts the requests by path.
 
     `answers` replaces the right responses, by path. `people` are the users of its Facebook side, by access
-    token.
+    token. `metadata` is added to the discovery document, and `told` to the ID tokens for codes. `secret` is
+    that of the client; None makes it a public one.
     """
 
     def __init__(self, port: int, keys: list[IssuerKey]) -> None:
@@ -67,6 +73,10 @@ class Issuer:
         self.asked: list[str] = []
         self.queries: list[dict[str, str]] = []
         self.people: dict[str, dict[str, Any]] = {}
+        self.metadata: dict[str, Any] = {}
+        self.told: dict[str, Any] = {}
+        self.secret: str | None = CLIENT_SECRET
+        self.codes: dict[str, dict[str, str]] = {}
         self.released = threading.Event()
 
     @property
@@ -110,7 +120,14 @@ class Issuer:
         if path in self.answers:
             return self.answers[path]
         if path == DISCOVERY_PATH:
-            return Answer({"issuer": self.url, "jwks_uri": self.keys_url})
+            endpoints = {
+                "jwks_uri": self.keys_url,
+                "authorization_endpoint": self.url + AUTHORIZATION_PATH,
+                "token_endpoint": self.url + TOKEN_PATH,
+            }
+            return Answer({"issuer": self.url, **endpoints, **self.metadata})
+        if path == AUTHORIZATION_PATH:
+            return Answer(b"<!doctype html>", status=302, location=self.authorize(query))
         if path == KEYS_PATH:
             return Answer({"keys": [key.jwk() for key in self.keys]})
         if path == "/debug_token":
@@ -119,6 +136,36 @@ class Issuer:
             person = self.people.get(query.get("access_token", ""))
             return Answer(person) if person is not None else _graph_error()
         return Answer({"error": "not found"}, status=404)
+
+    def authorize(self, query: dict[str, str]) -> str:
+        """Sign the user in and return where the browser goes next, with a code."""
+        code = secrets.token_urlsafe(8)
+        self.codes[code] = query
+        back = {"code": code, "state": query["state"], "iss": self.url}
+        return f"{query['redirect_uri']}?{urlencode(back)}"
+
+    def post(self, path: str, form: dict[str, str], authorization: str | None) -> Answer:
+        """Return the right response to a form: the ID token for a code, once."""
+        self.asked.append(path)
+        if path in self.answers:
+            return self.answers[path]
+        client, secret = form.get("client_id"), form.get("client_secret")
+        if authorization is not None:
+            pair = base64.b64decode(authorization.removeprefix("Basic ")).decode().split(":")
+            client, secret = map(unquote_plus, pair)
+        if client != CLIENT_ID or secret != self.secret:
+            return Answer({"error": "invalid_client"}, status=401)
+        asked = self.codes.pop(form["code"], None)
+        digest = hashlib.sha256(form["code_verifier"].encode()).digest()
+        if (
+            asked is None
+            or form["grant_type"] != "authorization_code"
+            or asked["code_challenge_method"] != "S256"
+            or asked["code_challenge"] != encode_part(digest)
+            or asked["redirect_uri"] != form["redirect_uri"]
+        ):
+            return Answer({"error": "invalid_grant"}, status=400)
+        return Answer({"id_token": self.token(nonce=asked["nonce"], **self.told), "token_type": "Bearer"})
 
     def _debug_token(self, query: dict[str, str]) -> Answer:
         if query.get("access_token") != f"{APP_ID}|{APP_SECRET}":
@@ -143,7 +190,13 @@ def open_issuer(*keys: IssuerKey) -> Iterator[Issuer]:
     class Reply(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
-            answer = issuer.answer(parts.path, dict(parse_qsl(parts.query)))
+            self._send(issuer.answer(parts.path, dict(parse_qsl(parts.query))))
+
+        def do_POST(self) -> None:
+            form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            self._send(issuer.post(self.path, form, self.headers["Authorization"]))
+
+        def _send(self, answer: Answer) -> None:
             if answer.delay_s:
                 issuer.released.wait(answer.delay_s)
             try:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from brewos_relay.auth.code_flow import CodeFlow
 from brewos_relay.auth.identity_providers import ProvenIdentity
 from brewos_relay.registry.pairing_limits import NewDeviceRules
 
@@ -27,6 +28,8 @@ class AccountRules:
 
     verifiers: Mapping[str, IdentityVerifier] = field(default_factory=dict)
     """By the last part of the sign-in path: "google", "oidc", "facebook"."""
+    code_flows: Mapping[str, CodeFlow] = field(default_factory=dict)
+    """By kind, "google" or "oidc": the providers whose sign-in page the relay's page leads to."""
     google_client_id: str | None = None
     """The public client id that a page needs for a Google button."""
     oidc_issuer: str | None = None

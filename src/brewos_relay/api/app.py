@@ -16,6 +16,7 @@ from brewos_relay.api.admin_instances import AdminInstanceRoutes, SurveyInstance
 from brewos_relay.api.app_cookie import AppAuthenticator
 from brewos_relay.api.authentication import Authenticator, current_caller, store_caller
 from brewos_relay.api.browser_security import CrossSiteCheck, SecurityHeaders
+from brewos_relay.api.code_sign_in import CodeSignInRoutes
 from brewos_relay.api.console_pages import FindCa, console_blueprint, no_ca
 from brewos_relay.api.content_codings import CompressedContents
 from brewos_relay.api.device_access import DeviceIdConverter
@@ -24,6 +25,7 @@ from brewos_relay.api.device_users import DeviceUserRoutes
 from brewos_relay.api.devices import LISTED_AT_MOST, DeviceRoutes
 from brewos_relay.api.error_handlers import ErrorHandlers
 from brewos_relay.api.firmware import FindReleases, FirmwareRoutes, no_releases
+from brewos_relay.api.identity_calls import ProviderCalls
 from brewos_relay.api.login_sessions import LoginSessionRoutes, LoginSessions
 from brewos_relay.api.metrics import MetricsPage, metrics_blueprint, store_route
 from brewos_relay.api.openapi import openapi_blueprint
@@ -108,6 +110,7 @@ def create_app(
     ).register(app)
     ErrorHandlers(counters=counters or RequestCounters(), lines=lines).register(app)
 
+    providers = ProviderCalls(lines=lines)
     compressed = CompressedContents()
     app_authenticator = AppAuthenticator(keys=keys, store=store, authenticator=authenticator)
     blueprints = [
@@ -153,8 +156,16 @@ def create_app(
             login_sessions=login_sessions,
             passwords=passwords,
             request_limits=request_limits,
-            lines=lines,
+            providers=providers,
             reusable_links=demo,
+        ).blueprint(),
+        CodeSignInRoutes(
+            store=store,
+            keys=keys,
+            accounts=accounts,
+            login_sessions=login_sessions,
+            request_limits=request_limits,
+            providers=providers,
         ).blueprint(),
         LoginSessionRoutes(
             store=store,

@@ -22,8 +22,11 @@ from brewos_relay.api.content_codings import CompressedContents
 from brewos_relay.api.page_texts import Catalogue, language_for, modules_of, read_catalogues
 from brewos_relay.api.static_content import CONTENT_TYPES, IMMUTABLE, REVALIDATE, Page, make_page, send_page
 
+CALLBACK_PATH: Final = "/login/callback"
+"""The page that identity providers send browsers back to."""
+
 # These exist besides a built web app too, as that app may be built without a way to sign in.
-_ENTRIES: Final = (("/login", "login.html"), ("/pair", "pair.html"))
+_ENTRIES: Final = (("/login", "login.html"), (CALLBACK_PATH, "login.html"), ("/pair", "pair.html"))
 _PAGES: Final = (
     ("/", "index.html"),
     ("/settings", "settings.html"),

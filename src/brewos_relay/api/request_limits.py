@@ -175,7 +175,8 @@ _OWN: Final = frozenset({"requests", "pages", "health", "push_changes", "push_re
 _REGISTER: Final = "/api/devices/register-claim"
 """Registration of devices, which has its own limits."""
 _SIGN_INS: Final = frozenset(
-    f"/api/auth/{way}" for way in ("password", "invite", "google", "oidc", "facebook")
+    f"/api/auth/{way}"
+    for way in ("password", "invite", "google", "oidc", "facebook", "code/start", "code/finish")
 )
 
 

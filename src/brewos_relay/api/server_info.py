@@ -49,12 +49,20 @@ class Issuer(msgspec.Struct):
     audience: str | None
 
 
-class WaysIn(msgspec.Struct):
+class CodeWay(msgspec.Struct):
+    """An identity provider for `POST /api/auth/code/start`, and its name for users."""
+
+    kind: str
+    name: str
+
+
+class WaysIn(msgspec.Struct, rename="camel"):
     """The ways to sign in besides one-time links. `google` is the client id."""
 
     google: str | None
     facebook: bool
     oidc: Issuer | None
+    by_code: list[CodeWay]
     password: bool
 
 
@@ -173,6 +181,7 @@ class InfoRoutes:
                 oidc=Issuer(self.accounts.oidc_issuer, self.accounts.oidc_audience)
                 if "oidc" in self.accounts.verifiers
                 else None,
+                by_code=[CodeWay(kind, flow.name) for kind, flow in self.accounts.code_flows.items()],
                 password=True,
             ),
         )

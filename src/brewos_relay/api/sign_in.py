@@ -1,37 +1,28 @@
 """POST /api/auth/google, oidc, facebook, invite and password: the ways to sign in."""
 
-import logging
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 import msgspec
-import trio
 from quart import Blueprint, Response, request
 
 from brewos_relay.api.account_rules import AccountRules
-from brewos_relay.api.authentication import current_caller, may_log
+from brewos_relay.api.authentication import current_caller
+from brewos_relay.api.identity_calls import ProviderCalls, admit, not_set_up
 from brewos_relay.api.login_sessions import LoginSessions, SessionTokens
 from brewos_relay.api.openapi import described, make_blueprint
 from brewos_relay.api.passwords import PasswordCheck
 from brewos_relay.api.payloads import LongText, Refused, SecretStruct, ShortText, body_of
 from brewos_relay.api.request_limits import Attempt, RequestLimits
 from brewos_relay.auth.secrets import hash_secret
-from brewos_relay.core.rate_limits import LogLineLimits
-from brewos_relay.errors import IdentityRejected, IdentityUnavailable, SignInRefused
 from brewos_relay.networks import network_of
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.invites import redeem_invite
-from brewos_relay.registry.records import Identity, User
-from brewos_relay.registry.sign_in import sign_in
+from brewos_relay.registry.records import User
 from brewos_relay.vocabulary import now_ms
 
-log = logging.getLogger(__name__)
-
 _NAMES: Final = {"google": "Google", "facebook": "Facebook", "oidc": "OpenID Connect"}
-_THREADS: Final = 4
-"""How many proofs are verified at a time. This may take requests to the identity provider."""
-
 
 Nonce = Annotated[str, msgspec.Meta(min_length=22, max_length=128)]
 """At least 128 random bits in base64, generated and kept by a browser."""
@@ -75,12 +66,9 @@ class SignInRoutes:
     login_sessions: LoginSessions
     passwords: PasswordCheck
     request_limits: RequestLimits
-    lines: LogLineLimits | None = None
+    providers: ProviderCalls
     reusable_links: bool = False
     """Whether a link works more than once, as in a demo."""
-
-    def __post_init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(_THREADS)
 
     def blueprint(self) -> Blueprint:
         """Make the blueprint of these routes."""
@@ -96,16 +84,11 @@ class SignInRoutes:
         )
 
     async def _sign_in_by_proof(self, kind: str, proof: str) -> Response:
-        identity = await _identity_of(
-            kind, proof, accounts=self.accounts, limiter=self._limiter, lines=self.lines
-        )
-        try:
-            user = await self.store.write_anonymous(
-                sign_in, identity, open_to_all=self.accounts.open_to_all, now_ms=now_ms()
-            )
-        except SignInRefused as problem:
-            raise Refused(f"You cannot sign in: {problem}.", status=403) from None
-        return await self._start_session(user)
+        verifier = self.accounts.verifiers.get(kind)
+        if verifier is None:
+            raise not_set_up(_NAMES[kind])
+        proven = await self.providers.call(_NAMES[kind], verifier.verify, proof)
+        return await self._start_session(await admit(self.store, self.accounts, proven))
 
     async def _start_session(self, user: User, *, password_hash: str | None = None) -> Response:
         started = await self.login_sessions.start(user, request, password_hash=password_hash)
@@ -192,44 +175,3 @@ class SignInRoutes:
                 raise Refused("The e-mail address or the password is wrong.", status=401)
             user, password_hash = proven
             return await self._start_session(user, password_hash=password_hash)
-
-
-async def _identity_of(
-    kind: str,
-    proof: str,
-    *,
-    accounts: AccountRules,
-    limiter: trio.CapacityLimiter,
-    lines: LogLineLimits | None,
-) -> Identity:
-    """Verify a proof of identity. Raises Refused: 404 if this way to sign in is not set up, 401, or 503."""
-    verifier = accounts.verifiers.get(kind)
-    name = _NAMES[kind]
-    if verifier is None:
-        raise Refused(
-            f"Signing in with {name} is not set up on this server. "
-            "Use a one-time link or a password, at /login.",
-            status=404,
-        )
-    try:
-        proven = await trio.to_thread.run_sync(
-            verifier.verify, proof, limiter=limiter, abandon_on_cancel=True
-        )
-    except IdentityRejected as problem:
-        raise Refused(f"{name} did not confirm the sign-in: {problem}.", status=401) from None
-    except IdentityUnavailable as problem:
-        if may_log(lines, f"signing in with {name}"):
-            log.warning("signing in with %s failed: %s", name, problem)
-        raise Refused(
-            f"{name} cannot be reached at the moment. Try again soon.",
-            status=503,
-            headers={"Retry-After": "5"},
-        ) from None
-    return Identity(
-        issuer=proven.issuer,
-        subject=proven.subject,
-        email=proven.email,
-        email_verified=proven.email_verified,
-        name=proven.name,
-        picture_url=proven.picture_url,
-    )

@@ -75,12 +75,19 @@ class Verifier:
         self._audiences = tuple(audiences)
         self._keys = IssuerKeys(issuer=issuer, jwks_url=jwks_url, timeout_s=timeout_s, clock=clock)
 
-    def verify(self, id_token: str) -> ProvenIdentity:
-        """Verify an ID token.
+    @property
+    def issuer(self) -> str:
+        """The issuer whose tokens are verified."""
+        return self._issuer
+
+    def verify(self, id_token: str, *, nonce: str | None = None) -> ProvenIdentity:
+        """Verify an ID token, which must name the nonce if one was sent to the issuer.
 
         Raises IdentityRejected, or IdentityUnavailable if the issuer does not answer.
         """
         content = self._read(id_token)
+        if nonce is not None and content.get("nonce") != nonce:
+            raise IdentityRejected("the token belongs to another attempt to sign in")
         self._check_presenter(content)
         subject = _short_text(content.get("sub"), longest_chars=_SUBJECT_CHARS)
         if subject is None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import jwt
 
-from brewos_relay.auth.outbound_http import check_url, fetch_json
+from brewos_relay.auth.issuer_metadata import ask_issuer, endpoint_in, fetch_metadata
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable
 
 _RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -105,31 +105,16 @@ class IssuerKeys:
             self._may_fetch_s = self._fetched_s + _PAUSE_S
 
     def _fetch(self) -> list[IssuerKey]:
-        shown = self._ask(self._jwks_url or self._discover()).get("keys")
+        url = self._jwks_url
+        if url is None:
+            metadata = fetch_metadata(self._issuer, timeout_s=self._timeout_s)
+            url = endpoint_in(metadata, "jwks_uri", issuer=self._issuer)
+        shown = ask_issuer(self._issuer, url, timeout_s=self._timeout_s).get("keys")
         read = [_read_key(one) for one in shown[:_KEYS_AT_MOST]] if isinstance(shown, list) else []
         keys = [key for key in read if key is not None]
         if not keys:
             raise IdentityUnavailable(f"{self._issuer} publishes no usable keys")
         return keys
-
-    def _discover(self) -> str:
-        about = self._ask(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
-        if about.get("issuer") != self._issuer:
-            raise IdentityUnavailable(f"the discovery document of {self._issuer} names another issuer")
-        url = about.get("jwks_uri")
-        try:
-            check_url(url if isinstance(url, str) else "")
-        except ValueError as problem:
-            raise IdentityUnavailable(f"{self._issuer} has no valid jwks_uri: {problem}") from None
-        if self._issuer.startswith("https:") and not str(url).startswith("https:"):
-            raise IdentityUnavailable(f"{self._issuer} names an unencrypted jwks_uri")
-        return str(url)
-
-    def _ask(self, url: str) -> dict[str, Any]:
-        status, answer = fetch_json(url, timeout_s=self._timeout_s)
-        if status != 200 or not isinstance(answer, dict):
-            raise IdentityUnavailable(f"{self._issuer} gave an unexpected answer (status {status})")
-        return answer
 
 
 def _read_key(shown: Any) -> IssuerKey | None:

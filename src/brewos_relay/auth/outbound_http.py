@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -32,9 +32,14 @@ def check_url(url: str) -> None:
 
 
 def fetch_json(
-    url: str, *, query: dict[str, str] | None = None, timeout_s: float = FETCH_TIMEOUT_S
+    url: str,
+    *,
+    query: dict[str, str] | None = None,
+    form: Mapping[str, str] | None = None,
+    authorization: str | None = None,
+    timeout_s: float = FETCH_TIMEOUT_S,
 ) -> tuple[int, Any]:
-    """GET a URL. Returns the status and the decoded JSON, also for error statuses.
+    """GET a URL, or POST a form to it. Returns the status and the decoded JSON, also for error statuses.
 
     Blocks for little longer than `timeout_s`. Follows no redirect and uses no proxy. Raises
     IdentityUnavailable without a JSON answer; the message names the host only, since the rest of the URL may
@@ -45,13 +50,19 @@ def fetch_json(
     target = parts.path or "/"
     if given := "&".join(part for part in (parts.query, urlencode(query or {})) if part):
         target = f"{target}?{given}"
+    headers = dict(_HEADERS)
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    if form is not None:
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
     try:
         connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = connect(parts.hostname or "", parts.port, timeout=timeout_s)
         with contextlib.closing(connection):
             connection.connect()
             with _cut_off(connection.sock, until_s):
-                connection.request("GET", target, headers=_HEADERS)
+                body = None if form is None else urlencode(form)
+                connection.request("GET" if form is None else "POST", target, body, headers=headers)
                 with connection.getresponse() as response:
                     return response.status, _read(response)
     except TimeoutError:

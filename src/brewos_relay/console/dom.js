@@ -53,7 +53,7 @@ export function nextPage() {
     const url = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
     // Check the parsed URL, as a browser does: the path "/..//evil" parsed again would be a host.
     const isHere = url.protocol === location.protocol && url.host === location.host && !url.username && !url.password;
-    if (isHere && url.pathname !== "/login") return url.href;
+    if (isHere && url.pathname !== "/login" && !url.pathname.startsWith("/login/")) return url.href;
   } catch {
     // not a URL
   }

@@ -1,12 +1,15 @@
-// Signing in: with a one-time link, or with a password. The link has its token after #, which browsers never send.
+// Signing in: with a one-time link, a password, or an identity provider. A link has its token after #, which browsers
+// never send. A provider sends the browser back to /login/callback, which is this page.
 
 import { sendAnonymous, sendSignedIn } from "./api.js";
-import { byId, nextPage, onAction, setText } from "./dom.js";
+import { byId, createElement, nextPage, onAction, setText } from "./dom.js";
 import { clearSession, storedSession, storeSession } from "./login_session.js";
 import { leavePush } from "./push.js";
 import { list, text } from "./texts.js";
 
 const NONCE = "brewos_relay_nonce";
+const NEXT = "brewos_relay_next";
+const CALLBACK = "/login/callback";
 const problem = byId("problem");
 const info = sendAnonymous("GET", "/api/info");
 info.catch(() => {}); // the page works without
@@ -50,8 +53,33 @@ async function showInvited() {
   if ((await isDemo()) && token === inviteToken()) byId("accept").click();
 }
 
-function start() {
-  setText(problem);
+/** Open the page of an identity provider. This tab keeps where to go afterwards. */
+async function openProvider(kind) {
+  const { url } = await sendAnonymous("POST", "/api/auth/code/start", { kind });
+  sessionStorage.setItem(NEXT, nextPage());
+  location.assign(url);
+  await new Promise(() => {}); // the button stays disabled
+}
+
+/** Sign in with what the identity provider added to the URL. It leaves the URL, which the history keeps. */
+async function complete() {
+  const { code, state, iss } = Object.fromEntries(new URLSearchParams(location.search));
+  const next = sessionStorage.getItem(NEXT);
+  sessionStorage.removeItem(NEXT);
+  history.replaceState(null, "", `/login${next ? `?${new URLSearchParams({ next })}` : ""}`);
+  if (!code || !state) return start(text("login.cancelled"));
+  setText(byId("notice"), text("login.completing"));
+  try {
+    storeSession(await sendAnonymous("POST", "/api/auth/code/finish", { code, state, ...(iss && { iss }) }));
+  } catch (failure) {
+    setText(byId("notice"));
+    return start(failure.message);
+  }
+  goToNextPage();
+}
+
+function start(why = "") {
+  setText(problem, why);
   // The web app leaves its demo mode by this link, and expects its own sign-in page to end the mode.
   if (new URLSearchParams(location.search).has("exitDemo")) localStorage.removeItem("brewos-demo-mode");
   if (inviteToken()) return showInvited();
@@ -66,8 +94,15 @@ function start() {
 
 async function tellOtherWays() {
   const { webApp, signIn } = await info;
+  byId("providers").replaceChildren(...signIn.byCode.map(({ kind, name }) => {
+    const button = createElement("button", "quiet", text("login.with", { name }));
+    button.type = "button";
+    onAction(button, problem, () => openProvider(kind));
+    return button;
+  }));
+  byId("providers").hidden = signIn.byCode.length === 0;
   // These need scripts of other sites. The web app loads them; this page loads nothing from other sites.
-  const others = [signIn.google && "Google", signIn.facebook && "Facebook"].filter(Boolean);
+  const others = [signIn.google && !signIn.byCode.some(({ kind }) => kind === "google") && "Google", signIn.facebook && "Facebook"].filter(Boolean);
   if (webApp && others.length) {
     byId("others").textContent = list(others, "disjunction");
     byId("elsewhere").hidden = false;
@@ -117,6 +152,7 @@ onAction(byId("leave"), problem, async () => {
 
 byId("go-on").addEventListener("click", goToNextPage);
 byId("skip").addEventListener("click", goToNextPage);
-addEventListener("hashchange", start);
-start();
+addEventListener("hashchange", () => start());
+if (location.pathname === CALLBACK) complete();
+else start();
 tellOtherWays().catch(() => {});

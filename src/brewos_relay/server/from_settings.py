@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
-from brewos_relay.api.console_pages import PublishedCa
+from brewos_relay.api.console_pages import CALLBACK_PATH, PublishedCa
+from brewos_relay.auth.code_flow import CodeFlow
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
 from brewos_relay.dialect import BREWOS, Policy
 from brewos_relay.errors import SettingsError
@@ -30,23 +31,41 @@ log = logging.getLogger(__name__)
 def account_rules(settings: Settings) -> AccountRules:
     """Build the rules for accounts, without any network access."""
     verifiers: dict[str, IdentityVerifier] = {}
+    code_flows: dict[str, CodeFlow] = {}
+    redirect_uri = f"{settings.public_url}{CALLBACK_PATH}"
     if settings.google_client_ids:
-        verifiers["google"] = GoogleVerifier(client_ids=settings.google_client_ids)
+        verifiers["google"] = google = GoogleVerifier(client_ids=settings.google_client_ids)
+        if settings.google_client_secret:
+            code_flows["google"] = CodeFlow(
+                name="Google",
+                verifier=google,
+                client_id=settings.google_client_ids[0],
+                client_secret=settings.google_client_secret,
+                redirect_uri=redirect_uri,
+            )
+    audiences = tuple(dict.fromkeys(filter(None, (*settings.oidc_audiences, settings.oidc_client_id))))
     if settings.oidc_issuer is not None:
-        verifiers["oidc"] = Verifier(
-            issuer=settings.oidc_issuer,
-            audiences=settings.oidc_audiences,
-            jwks_url=settings.oidc_jwks_url,
+        verifiers["oidc"] = oidc = Verifier(
+            issuer=settings.oidc_issuer, audiences=audiences, jwks_url=settings.oidc_jwks_url
         )
+        if settings.oidc_client_id:
+            code_flows["oidc"] = CodeFlow(
+                name=settings.oidc_label or urlsplit(settings.oidc_issuer).hostname or "OpenID Connect",
+                verifier=oidc,
+                client_id=settings.oidc_client_id,
+                client_secret=settings.oidc_client_secret,
+                redirect_uri=redirect_uri,
+            )
     if settings.facebook_app_id:
         verifiers["facebook"] = FacebookVerifier(
             app_id=settings.facebook_app_id, app_secret=settings.facebook_app_secret
         )
     return AccountRules(
         verifiers=verifiers,
+        code_flows=code_flows,
         google_client_id=next(iter(settings.google_client_ids), None),
         oidc_issuer=settings.oidc_issuer,
-        oidc_audience=next(iter(settings.oidc_audiences), None),
+        oidc_audience=next(iter(audiences), None),
         open_to_all=settings.sign_up == "open",
         machines_per_account=settings.machines_per_account,
         new_devices=NewDeviceRules(

@@ -92,9 +92,19 @@ class Settings:
     google_client_ids: tuple[str, ...] = ()
     """Google client IDs: accepted audiences of Google's ID tokens. The sign-in page uses the first one.
     Empty: no sign-in with Google."""
+    google_client_secret: str = field(default="", repr=False)
+    """Secret of the first Google client ID. With it, the relay's sign-in page has a button for Google.
+    Requires `PUBLIC_URL`."""
     oidc_issuer: str | None = None
     """OpenID Connect issuer, exactly as in the `iss` claim of its tokens: an `https` URL, or `http` for this
-    computer. Requires `BREWOS_RELAY_OIDC_AUDIENCE`."""
+    computer. Requires `BREWOS_RELAY_OIDC_CLIENT_ID` or `BREWOS_RELAY_OIDC_AUDIENCE`."""
+    oidc_client_id: str = ""
+    """ID of the relay at the issuer, also an accepted audience. With it, the relay's sign-in page has a
+    button for the issuer. Requires `PUBLIC_URL`."""
+    oidc_client_secret: str = field(default="", repr=False)
+    """Secret of that client. Empty: a public client, which PKCE protects."""
+    oidc_label: str = ""
+    """Name of the issuer on the button. Empty: its host name."""
     oidc_audiences: tuple[str, ...] = ()
     """Accepted audiences (client IDs) of the issuer's ID tokens."""
     oidc_jwks_url: str | None = None
@@ -207,12 +217,35 @@ class Settings:
                 "PROXY_PROTOCOL requires BREWOS_RELAY_TRUSTED_PROXIES, the proxies that send the header",
             ),
             (
-                self.oidc_issuer is not None and not self.oidc_audiences,
-                "OIDC_ISSUER requires BREWOS_RELAY_OIDC_AUDIENCE, the audiences of tokens to accept",
+                self.oidc_issuer is not None and not (self.oidc_audiences or self.oidc_client_id),
+                (
+                    "OIDC_ISSUER requires BREWOS_RELAY_OIDC_CLIENT_ID for the button on the sign-in page, or"
+                    " BREWOS_RELAY_OIDC_AUDIENCE, the audiences of tokens to accept"
+                ),
             ),
             (
-                self.oidc_issuer is None and bool(self.oidc_audiences or self.oidc_jwks_url),
-                "OIDC_AUDIENCE and BREWOS_RELAY_OIDC_JWKS_URL require BREWOS_RELAY_OIDC_ISSUER",
+                self.oidc_issuer is None
+                and bool(self.oidc_audiences or self.oidc_jwks_url or self.oidc_client_id),
+                (
+                    "OIDC_CLIENT_ID, BREWOS_RELAY_OIDC_AUDIENCE and BREWOS_RELAY_OIDC_JWKS_URL require"
+                    " BREWOS_RELAY_OIDC_ISSUER"
+                ),
+            ),
+            (
+                not self.oidc_client_id and bool(self.oidc_client_secret or self.oidc_label),
+                "OIDC_CLIENT_SECRET and BREWOS_RELAY_OIDC_LABEL require BREWOS_RELAY_OIDC_CLIENT_ID",
+            ),
+            (
+                bool(self.google_client_secret) and not self.google_client_ids,
+                "GOOGLE_CLIENT_SECRET requires GOOGLE_CLIENT_ID",
+            ),
+            (
+                self.public_url is None and bool(self.google_client_secret),
+                "GOOGLE_CLIENT_SECRET requires PUBLIC_URL, the address that Google sends browsers back to",
+            ),
+            (
+                self.public_url is None and bool(self.oidc_client_id),
+                "OIDC_CLIENT_ID requires PUBLIC_URL, the address that the issuer sends browsers back to",
             ),
             (
                 0 < len(self.metrics_token) < MIN_METRICS_TOKEN_CHARS,
@@ -238,7 +271,15 @@ class Settings:
         """List the secrets of the settings, which the log must not contain."""
         return [
             *parse_texts(self.jwt_secret),
-            *filter(None, (self.facebook_app_secret, self.metrics_token)),
+            *filter(
+                None,
+                (
+                    self.facebook_app_secret,
+                    self.google_client_secret,
+                    self.oidc_client_secret,
+                    self.metrics_token,
+                ),
+            ),
             *_passwords_in(self.database_url),
             *_passwords_in(self.bus),
         ]
