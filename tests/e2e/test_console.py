@@ -38,6 +38,7 @@ from support.console import (
     sign_in,
 )
 from support.redis_server import RedisServer
+from support.shots import add_recorded_shots, recorded_shot
 
 pytestmark = needs_browser
 
@@ -701,6 +702,22 @@ async def test_pictures_for_the_docs(tmp_path: Path) -> None:
         await page.run("document.querySelector('#people').scrollIntoView()")
         await picture(page, "sharing", width=1280, height=720)
         await page.call("Page.removeScriptToEvaluateOnNewDocument", **warped)
+        morning_ms = now_ms() - 6 * 3_600_000
+        brews = [(29.0, 38.5, 9.0), (27.5, 36.0, 9.3), (31.0, 36.5, 8.4)]
+        shots = [
+            recorded_shot(
+                MACHINE,
+                began_at_ms=morning_ms + place * 2_500_000,
+                seconds=time,
+                weight_g=weight,
+                peak_bar=peak,
+            )
+            for place, (time, weight, peak) in enumerate(brews)
+        ]
+        await add_recorded_shots(server, *shots)
+        await page.go(f"{kitchen.url}/machine/{MACHINE}/shots?shots=3,2")
+        await page.wait_for("!!document.querySelector('#curves canvas')")
+        await picture(page, "shots", width=1160, height=1010)
         await page.go(kitchen.url + "/")
         await page.see("Office")
         await picture(page, "machines", width=900, height=620)

@@ -1,6 +1,6 @@
 // The axes of charts: round numbers around the values, and the places of labels.
 
-const STEPS = [1, 2, 2.5, 5, 10];
+const STEPS = [1, 2, 5, 10];
 const STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800];
 
 /** Return `[low, high, step]` of an axis: round numbers around the values, with at most `most` steps or one more. */

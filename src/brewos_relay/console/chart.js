@@ -13,6 +13,7 @@ const BETWEEN = 18;
 const LABEL_PX = 64;
 const LINE_PX = 26;
 const LEAST_PX = 40;
+const POINT_PX = 30; // how far from the cursor a point is marked
 const LEAST_S = 2; // the narrowest zoom
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -179,6 +180,7 @@ export class Chart {
         y: false,
         points: { size: 8, width: 2, stroke: (_plot, line) => this.#colour(lines[line - 1].colour), fill: () => this.#colour("--card") },
         drag: { x: true, y: false, setScale: false, dist: 6 },
+        hover: { prox: POINT_PX },
         sync: { key, setSeries: false },
         bind: { dblclick: () => () => this.zoom(null) },
       },
