@@ -274,6 +274,12 @@ async def test_console_is_installed_beside_the_app_and_leaves_its_worker_alone(t
         scopes = "navigator.serviceWorker.getRegistrations().then((all) => all.map(({ scope }) => scope))"
         assert sorted(await page.run(scopes)) == [f"{kitchen.url}/", f"{kitchen.url}/console"]
         assert (await page.call("Page.getInstallabilityErrors"))["installabilityErrors"] == []
+        # Another language brings another worker, whose offline page is in that language.
+        script = "field.value = 'de', field.dispatchEvent(new Event('change'))"
+        await page.run(f"(() => {{ const field = document.querySelector('#language'); {script}; }})()")
+        await page.see("Einstellungen")
+        offline = "caches.match('/console/offline').then((page) => page?.text() ?? '')"
+        await page.wait_for(f"{offline}.then((text) => text.includes('Keine Verbindung'))")
         await page.go(f"{kitchen.url}/")
         await page.see(f"Dashboard of {EMAIL}")
         assert await page.run("navigator.serviceWorker.controller.scriptURL.endsWith('/sw.js')")

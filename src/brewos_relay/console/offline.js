@@ -1,6 +1,6 @@
 // The page that the service worker shows, at the URL of another page, while the server cannot be reached.
 
-const LOOK_MS = 3000;
+const LOOK_MS = 2000;
 const reload = () => location.reload();
 
 async function look() {

@@ -10,8 +10,9 @@ const LEAVE_MS = 3000;
 /** Return what this browser can do: "insecure", "unsupported", "blocked", "off" or "on". */
 export async function pushState() {
   if (!isSecureContext) return "insecure";
-  const registration = "PushManager" in globalThis && "Notification" in globalThis ? await registerWorker() : null;
-  if (!registration) return "unsupported";
+  if (!("PushManager" in globalThis && "Notification" in globalThis)) return "unsupported";
+  const registration = await registerWorker();
+  if (!registration) return "insecure"; // browsers register no worker over a certificate that they do not trust
   if (Notification.permission === "denied") return "blocked";
   return isOwn() && (await registration.pushManager.getSubscription()) ? "on" : "off";
 }
