@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,7 +11,12 @@ import pytest
 
 import brewos_relay
 from brewos_relay.api.page_texts import DEFAULT, Text, modules_of, read_catalogues
+from brewos_relay.api.payloads import as_sentence
+from brewos_relay.api.request_limits import FairRate, RequestLimit, RequestLimits
+from brewos_relay.auth.passwords import check_password
 from brewos_relay.dialect import BREWOS
+from brewos_relay.errors import QuotaReached, TooManyUnproven, UserExists
+from brewos_relay.registry.emails import normal_email
 
 CONSOLE = files("brewos_relay") / "console"
 CATALOGUES = read_catalogues(CONSOLE / "texts")
@@ -241,7 +247,28 @@ def test_each_refusal_of_the_server_is_in_the_catalogue() -> None:
     assert found - known - FOR_PROGRAMS == set()
 
 
-def refusals_of(module: ast.Module) -> list[str]:
+def test_reasons_of_refusals_are_in_the_catalogue() -> None:
+    patterns = [
+        re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(str(text))))
+        for key, text in ENGLISH.items()
+        if key.startswith("refusal.") and key != "refusal.other"
+    ]
+    errors: list[Exception] = [QuotaReached(3), TooManyUnproven(3), UserExists("ada@example.org")]
+    for check, value in ((normal_email, "ada"), (check_password, "short")):
+        with pytest.raises(ValueError, match="must") as raised:
+            check(value)
+        errors.append(raised.value)
+    texts = [as_sentence(error) for error in errors[:4]]
+    texts.append(str(errors[4]))
+    limits = vars(RequestLimits()).values()
+    texts += [limit._what for limit in limits if isinstance(limit, (RequestLimit, FairRate))]
+    source = Path(brewos_relay.__file__).parent / "registry" / "sign_in.py"
+    texts += refusals_of(ast.parse(source.read_text("utf-8")), names={"SignInRefused"})
+    assert len(texts) > 15
+    assert [text for text in texts if not any(pattern.fullmatch(text) for pattern in patterns)] == []
+
+
+def refusals_of(module: ast.Module, *, names: Collection[str] = ("Refused", "error_answer")) -> list[str]:
     """Find the texts of the refusals and error answers that a module makes, with {} for each value."""
     constants: dict[str, ast.expr] = {}
     for node in module.body:
@@ -270,6 +297,6 @@ def refusals_of(module: ast.Module) -> list[str]:
 
     for called in ast.walk(module):
         match called:
-            case ast.Call(func=ast.Name(id="Refused" | "error_answer"), args=[first, *_]):
+            case ast.Call(func=ast.Name(id=name), args=[first, *_]) if name in names:
                 collect(first)
     return found
