@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from brewos_relay.vocabulary import now_ms
-from support.accessibility import faults_of, needs_axe
+from support.accessibility import PHONE, faults_of, needs_axe
 from support.chromium import Page, needs_browser, open_page
 from support.console import INVITE, MACHINE, furnish, open_kitchen, settle_in, sign_in
 from support.shots import add_recorded_shots, recorded_shot
@@ -110,3 +110,21 @@ async def test_forced_colors_show_the_selected_mode(tmp_path: Path) -> None:
         legend = "[...document.querySelectorAll('.legend li')].filter((one) => one.offsetParent)"
         hue = "getComputedStyle(one, '::before').borderTopColor"
         assert await page.run(f"new Set({legend}.map((one) => {hue})).size") > 3
+
+
+async def test_machine_is_switched_on_without_scrolling_on_a_phone(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on()
+        await page.be(**PHONE)
+        await sign_in(page, kitchen)
+        await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
+        bottom = "document.querySelector('#{}').getBoundingClientRect().bottom"
+        assert await page.run(bottom.format("mode-on")) < PHONE["height"] / 2
+        await page.press("#mode-on")
+        await page.see("Mode “On”: delivered to the machine.")
+        assert await page.run(bottom.format("mode-outcome")) < PHONE["height"] / 2
+        # The keyboard can scroll the list, and the labels of the menus say what they are.
+        assert await page.run("document.querySelector('#activity').tabIndex") == 0
+        labels = "[...document.querySelectorAll('#share select')].map((one) => one.labels[0].textContent)"
+        assert await page.run(labels) == ["Role", "Access for"]

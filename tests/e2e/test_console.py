@@ -133,6 +133,7 @@ async def test_page_shows_and_controls_the_machine(tmp_path: Path) -> None:
         kitchen.switch_on(speed=10)
         await sign_in(page, kitchen, "/")
         await page.see("Kitchen")
+        await page.see("Standby · brew 22 °C · steam 22 °C")
         await page.press("#machines a")
         await page.wait_for(f"location.pathname === '/machine/{MACHINE}'")
         await page.see("Standby")
@@ -335,12 +336,21 @@ async def test_page_shows_a_machine_going_offline_and_online(tmp_path: Path) -> 
         kitchen.cut()
         await page.wait_for("document.querySelector('#now').textContent === 'Offline'")
         await page.wait_for("document.querySelector('main').classList.contains('away')")
-        await page.press("#tare")
-        await page.see("Tare: waiting for the machine.")
-        await page.press("#mode-on")
-        await page.see("not delivered, the machine is offline")
+        # Nothing shows that the values are live or that a command would reach the machine.
+        await page.see("Connected to the server")
+        assert await page.run("document.querySelector('#link').classList.contains('live')") is False
+        await page.see("last seen")
+        await page.see("The controls work while the machine is online.")
+        controls = "[...document.querySelectorAll(':is(#modes, #controls) :is(button, input)')]"
+        assert await page.run(f"{controls}.length > 6 && {controls}.every((one) => one.disabled)")
+        # After a reload, the page still has the time.
+        await page.call("Page.reload")
+        await page.see("last seen")
+        await page.see("Connected to the server")
         kitchen.switch_on()
         await page.wait_for("document.querySelector('#now').textContent === 'Standby'")
+        await page.wait_for("document.querySelector('#link-text').textContent === 'Live'")
+        assert await page.run(f"{controls}.every((one) => !one.disabled)")
         assert await page.run("document.querySelector('main').classList.contains('away')") is False
         assert complaints(page) == []
 

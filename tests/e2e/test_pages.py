@@ -97,8 +97,11 @@ async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_pa
         assert await page.run("location.search") == ""
         await page.write("#name", "Kitchen <b>1</b>")
         await page.press("#scanned button")
+        await page.see("Open Kitchen <b>1</b>")
         await page.press("#done a")
+        await at(page, f"/machine/{MACHINE}")
         await page.see("Kitchen <b>1</b>")
+        await page.go(server.url + "/")
         await page.see("never seen")
         await page.see("this session")
 
@@ -194,7 +197,7 @@ async def test_built_app_leads_to_the_pages_of_the_relay(tmp_path: Path) -> None
         await page.see(f"Add the machine {MACHINE}.")
         await page.press("#scanned button")
         await page.press("#done a")
-        await page.see(f"Dashboard of {EMAIL} at /")
+        await page.see(f"Dashboard of {EMAIL} at /machine/{MACHINE}")
         # The service worker has taken over once the app has reloaded: this is no first visit any more.
         await page.wait_for("performance.getEntriesByType('navigation')[0].type === 'reload' && !!window.app")
         await page.run("app.navigate('/settings')")

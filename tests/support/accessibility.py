@@ -34,6 +34,10 @@ _SMALL: Final = f"""[...document.querySelectorAll('a[href], button, input, selec
   .map(([one, {{ width, height }}]) =>
     `too small to touch: ${{width}} x ${{height}}: ${{one.outerHTML.slice(0, 90)}}`)"""
 
+_CROWDED: Final = """[...document.querySelectorAll('header.top > div > :is(a, button)')]
+  .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1)
+  .map((one) => `overlaps others: ${one.outerHTML.slice(0, 90)}`)"""
+
 
 async def faults_of(page: Page) -> list[str]:
     """Check the open page on a phone and a desktop, light and dark. Return what is wrong."""
@@ -55,7 +59,7 @@ async def faults_of(page: Page) -> list[str]:
 
 async def _faults_on_phone(page: Page) -> list[str]:
     await page.be(**PHONE)
-    found: list[str] = await page.run(_SMALL)
+    found: list[str] = await page.run(_SMALL) + await page.run(_CROWDED)
     width = await page.run(_WIDTH)
     if width > PHONE["width"]:
         found.append(f"scrolls sideways: {width} px on a screen of {PHONE['width']} px")

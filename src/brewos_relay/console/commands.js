@@ -18,7 +18,7 @@ export class Commands {
   constructor(send) {
     this.#send = send;
     for (const mode of Object.keys(MODES)) {
-      byId(`mode-${mode}`).addEventListener("click", () => this.#ask(text("command.mode", { mode: text(MODES[mode]) }), { cmd: "set_mode", mode }));
+      byId(`mode-${mode}`).addEventListener("click", () => this.#ask(text("command.mode", { mode: text(MODES[mode]) }), { cmd: "set_mode", mode }, "mode-outcome"));
     }
     this.#whenSet("set-brew", "brew-target", "command.brew", (temp) => ({ cmd: "set_temp", boiler: "brew", temp }));
     this.#whenSet("set-steam", "steam-target", "command.steam", (temp) => ({ cmd: "set_temp", boiler: "steam", temp }));
@@ -29,8 +29,14 @@ export class Commands {
 
   /** Show the controls that a role may use. */
   allow(role) {
-    byId("controls").hidden = role === "viewer";
+    for (const id of ["controls", "modes"]) byId(id).hidden = role === "viewer";
     byId("restart").hidden = role !== "owner";
+  }
+
+  /** Enable the controls, or disable them while the machine cannot be reached. */
+  enable(isReachable) {
+    for (const control of document.querySelectorAll(":is(#modes, #controls) :is(button, input)")) control.disabled = !isReachable;
+    byId("controls-offline").hidden = isReachable;
   }
 
   /** Show the settings of the machine, except in a field that the user is editing. */
@@ -54,14 +60,15 @@ export class Commands {
     const asked = this.#asked.get(requestId);
     if (!asked) return;
     if (status !== "queued") this.#forget(requestId);
-    this.#tell(text("command.outcome", { command: asked.name, outcome: outcomeName(status) }), KINDS[status] ?? "");
+    this.#tell(text("command.outcome", { command: asked.name, outcome: outcomeName(status) }), KINDS[status] ?? "", asked.place);
   }
 
   /** Handle a lost connection: pending commands get no answer. */
   interrupt() {
     if (!this.#asked.size) return;
+    const places = new Set([...this.#asked.values()].map(({ place }) => place));
     for (const id of [...this.#asked.keys()]) this.#forget(id);
-    this.#tell(text("command.interrupted"), "bad");
+    for (const place of places) this.#tell(text("command.interrupted"), "bad", place);
   }
 
   /** Set up a form for a temperature. `key` is the name of its command; `commandFor` makes it from °C. */
@@ -77,17 +84,18 @@ export class Commands {
     });
   }
 
-  #ask(name, command) {
+  /** Send a command. Its outcome is shown in the element with the id `place`. */
+  #ask(name, command, place = "outcome") {
     const requestId = `console-${++this.#number}`;
     if (!this.#send({ type: "command", ...command, requestId })) {
-      return this.#tell(text("command.outcome", { command: name, outcome: text("outcome.not-sent") }), "bad");
+      return this.#tell(text("command.outcome", { command: name, outcome: text("outcome.not-sent") }), "bad", place);
     }
-    this.#tell(text("command.sent", { command: name }), "");
+    this.#tell(text("command.sent", { command: name }), "", place);
     const timer = setTimeout(() => {
       this.#asked.delete(requestId);
-      this.#tell(text("command.outcome", { command: name, outcome: text("outcome.no-answer") }), "bad");
+      this.#tell(text("command.outcome", { command: name, outcome: text("outcome.no-answer") }), "bad", place);
     }, ANSWER_MS);
-    this.#asked.set(requestId, { name, timer });
+    this.#asked.set(requestId, { name, timer, place });
   }
 
   #forget(requestId) {
@@ -100,9 +108,9 @@ export class Commands {
     if (await askToConfirm(question)) this.#ask(text("restart.act"), { cmd: "restart" });
   }
 
-  #tell(words, kind) {
-    byId("outcome").className = `outcome ${kind}`;
-    setText(byId("outcome"), words);
+  #tell(words, kind, place) {
+    byId(place).className = `outcome ${kind}`;
+    setText(byId(place), words);
   }
 }
 

@@ -22,7 +22,7 @@ const deviceId = decodeURIComponent(location.pathname.split("/").at(-1)).toUpper
 const problem = byId("problem");
 
 let status = null; // the merged status of the machine
-let presence = { isOnline: false, isKnown: false, lastSeen: null };
+let presence = { isOnline: false, isKnown: false, lastSeen: undefined }; // null if it was never seen
 let snapshotAgeMs = null; // the age of the next status
 let isStale = false; // whether the next status is from before an absence of the machine
 let ecoTarget = null;
@@ -46,7 +46,7 @@ function take(message) {
     case "device_status":
       snapshotAgeMs = message.snapshotAgeMs ?? null;
       isStale = message.staleGroups !== undefined;
-      return note({ isOnline: message.online === true, lastSeen: message.lastSeen });
+      return note({ isOnline: message.online === true, lastSeen: message.lastSeen ?? presence.lastSeen });
     case "device_online":
       return note({ isOnline: true });
     case "device_offline":
@@ -103,22 +103,32 @@ function note(change) {
   presence = { ...presence, ...change };
   if (!presence.isOnline) trend.interrupt();
   showPresence(presence);
+  showReachable();
+}
+
+/** Enable the controls if a command would reach the machine, and show that the values are live. */
+function showReachable() {
+  const isLive = link.state === "live";
+  commands.enable(isLive && presence.isOnline);
+  if (!isLive) return;
+  const isAway = presence.isKnown && !presence.isOnline;
+  byId("link").className = `link ${isAway ? "" : "live"}`;
+  setText(byId("link-text"), text(isAway ? "link.server" : "link.live"));
 }
 
 function showLink({ state, retryAt, restarting }) {
-  const lost = state !== "live" && state !== "connecting";
-  byId("link").className = `link ${state === "live" ? "live" : lost ? "lost" : ""}`;
   byId("retry").hidden = state !== "waiting";
-  setText(byId("link-text"), words());
   if (state !== "live") {
+    byId("link").className = `link ${state === "connecting" ? "" : "lost"}`;
+    setText(byId("link-text"), words());
     presence = { ...presence, isOnline: false };
     commands.interrupt();
     trend.interrupt();
     showPresence({ ...presence, isKnown: false });
   }
+  showReachable();
 
   function words() {
-    if (state === "live") return text("link.live");
     if (state === "connecting") return text("link.connecting");
     if (state === "ended") return text("link.ended");
     if (state !== "waiting") return text("link.stopped");
@@ -160,6 +170,7 @@ async function refresh() {
     const { device } = await sendSignedIn("GET", `/api/devices/${deviceId}`);
     allow(device.role);
     showDevice(device);
+    note({ lastSeen: [presence.lastSeen, device.lastSeen].filter(Boolean).sort().at(-1) ?? null });
     link.readmit();
     link.send({ type: "get_metrics" });
     await people.refresh();

@@ -2,7 +2,7 @@
 
 import { sendSignedIn } from "./api.js";
 import { byId, goToLogin, onAction, setText } from "./dom.js";
-import { homePage } from "./header.js";
+import { homePage, machinePage } from "./header.js";
 import { storedSession } from "./login_session.js";
 import { text } from "./texts.js";
 
@@ -20,13 +20,15 @@ function takeScanned() {
   return JSON.parse(sessionStorage.getItem(KEY));
 }
 
-function showDone() {
+function showDone({ deviceId, name }) {
   sessionStorage.removeItem(KEY);
   for (const id of ["scanned", "typed"]) byId(id).hidden = true;
   setText(byId("notice"), text("pair.done"));
-  byId("back").hidden = true;
   byId("done").hidden = false;
-  byId("done").firstElementChild.focus();
+  const link = byId("done").firstElementChild;
+  link.href = machinePage(deviceId);
+  setText(link, text("pair.go", { machine: name }));
+  link.focus();
 }
 
 const scanned = takeScanned();
@@ -34,8 +36,9 @@ const scanned = takeScanned();
 onAction(byId("scanned"), problem, async () => {
   const path = scanned.share ? "/api/devices/claim-share" : "/api/devices/claim";
   const name = byId("name").value.trim();
+  let paired;
   try {
-    await sendSignedIn("POST", path, { deviceId: scanned.id, token: scanned.token, ...(name && { name }) });
+    paired = await sendSignedIn("POST", path, { deviceId: scanned.id, token: scanned.token, ...(name && { name }) });
   } catch (failure) {
     if (failure.status >= 400 && failure.status < 429) {
       // Trying again will not help.
@@ -45,16 +48,14 @@ onAction(byId("scanned"), problem, async () => {
     }
     throw failure;
   }
-  showDone();
+  showDone(paired);
 });
 
 onAction(byId("typed"), problem, async () => {
-  await sendSignedIn("POST", "/api/devices/claim", { deviceId: byId("code").value.trim(), token: "" });
-  showDone();
+  showDone(await sendSignedIn("POST", "/api/devices/claim", { deviceId: byId("code").value.trim(), token: "" }));
 });
 
 byId("back").href = homePage;
-byId("done").firstElementChild.href = homePage;
 if (!storedSession()) {
   goToLogin();
 } else if (scanned) {

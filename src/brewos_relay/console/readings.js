@@ -3,12 +3,8 @@
 import { byId, setText } from "./dom.js";
 import { clock, degrees, fromCelsius, relativeTime } from "./format.js";
 import { Gauge } from "./gauge.js";
+import { STATES } from "./state.js";
 import { text, textFrom } from "./texts.js";
-
-const STATES = {
-  init: "state.init", idle: "state.idle", heating: "state.heating", ready: "state.ready", brewing: "state.brewing",
-  fault: "state.fault", safe: "state.safe", eco: "state.eco",
-};
 
 /** Convert a temperature of the machine for the page; null stays null. */
 const shown = (celsius) => (celsius === null ? null : fromCelsius(celsius));
@@ -45,7 +41,7 @@ export function hideLastKnown() {
   say(byId("last-known"), "");
 }
 
-/** Show whether the machine is online. `lastSeen` is ISO 8601 or null; `isKnown` is true once the relay has told. */
+/** Show whether the machine is online. `lastSeen` is ISO 8601, or null for never; `isKnown` is true once the relay has told. */
 export function showPresence({ isOnline, isKnown, lastSeen }) {
   document.querySelector("main").classList.toggle("away", !isOnline);
   if (isOnline) {
@@ -56,7 +52,8 @@ export function showPresence({ isOnline, isKnown, lastSeen }) {
   if (!isKnown) return;
   byId("now").className = "now";
   say(byId("now"), text("machine.offline"));
-  say(byId("facts"), lastSeen ? text("presence.last-seen", { time: relativeTime(lastSeen) }) : "");
+  const never = lastSeen === null ? text("presence.never") : "";
+  say(byId("facts"), lastSeen ? text("presence.last-seen", { time: relativeTime(lastSeen) }) : never);
 }
 
 function showState({ state, isBrewing }) {

@@ -1,5 +1,11 @@
 // The state of a machine: merges its messages, and reads the merged status as plain values.
 
+/** The texts of the states of a machine. */
+export const STATES = {
+  init: "state.init", idle: "state.idle", heating: "state.heating", ready: "state.ready", brewing: "state.brewing",
+  fault: "state.fault", safe: "state.safe", eco: "state.eco",
+};
+
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
 const text = (value) => (typeof value === "string" ? value : null);
 const isGroup = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
