@@ -81,6 +81,17 @@ def test_url_comes_from_the_environment(
     assert fleets[0].simulators[0].pairing_url.startswith("http://127.0.0.1:9/")
 
 
+def test_links_begin_with_the_public_url_of_the_server_of_this_folder(
+    run: Run, fleets: list[Fleet], tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("PUBLIC_URL=https://coffee.local\nPORT=8443\n")
+    run("simulate")
+    run("simulate", "--url", "http://127.0.0.1:9")
+    links = [fleet.simulators[0].pairing_url for fleet in fleets]
+    assert links[0].startswith("https://coffee.local/pair?")
+    assert links[1].startswith("http://127.0.0.1:9/pair?")
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [

@@ -1,5 +1,6 @@
 """Tests of simulator.fleet and simulator.usage_patterns."""
 
+import itertools
 import math
 import random
 
@@ -51,6 +52,40 @@ async def test_small_fleet_reports_each_machine() -> None:
             await until(lambda: len(said) >= 2)
             nursery.cancel_scope.cancel()
     assert sorted(said) == ["BRW-00000000  connected", "BRW-00000001  connected"]
+
+
+async def test_link_is_shown_after_each_registration_and_begins_with_the_public_url() -> None:
+    links: list[str] = []
+    ok = b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"success":true}'
+    with trio.fail_after(DEADLINE_S):
+        async with open_server(answering(ok)) as url, trio.open_nursery() as nursery:
+            fleet = Fleet(
+                [DeviceIdentity(device_id="BRW-00000001")],
+                url=url,
+                policy=RICH,
+                say=lambda _: None,
+                link_url="https://coffee.local/",
+                show_link=links.append,
+            )
+            nursery.start_soon(fleet.run)
+            await until(lambda: len(links) == 1)
+            fleet.power_cycle()
+            await until(lambda: len(links) == 2)
+            nursery.cancel_scope.cancel()
+    assert links[0] != links[1], "a restarted machine has another token"
+    assert all(link.startswith("https://coffee.local/pair?id=BRW-00000001&token=") for link in links)
+
+
+def test_shots_of_fast_machines_take_as_long_as_real_ones() -> None:
+    [simulator] = make_fleet("http://127.0.0.1:1", [], 1, speed=60.0).simulators
+    machine, now_s = simulator.machine, itertools.count(0.0, 0.1)
+    while machine.state != "ready":
+        simulator.tick(next(now_s))
+    assert machine.pull_shot()
+    began_s = next(now_s)
+    while machine.shot is not None:
+        simulator.tick(ended_s := next(now_s))
+    assert 20 < ended_s - began_s < 45
 
 
 async def test_summary_counts_errors() -> None:

@@ -144,6 +144,16 @@ def find_server(given: str | None) -> tuple[str, "ssl.SSLContext | None"]:
     return url, tls_context(settings, url)
 
 
+def find_public_url(given: str | None) -> str | None:
+    """Return the URL of `find_server` as users know it, for links; None if it is the same.
+
+    Only the server of this folder can have another one (PUBLIC_URL).
+    """
+    if given or variable("BREWOS_RELAY_URL"):
+        return None
+    return settings_from().public_url
+
+
 def _checked(text: str, is_good: bool, *, longest_chars: int) -> str:
     if not is_good:
         raise click.BadParameter(f"{_quoted(text)}: it must have 1 to {longest_chars} printable characters")

@@ -1,9 +1,20 @@
 """QR codes as text, for terminals."""
 
+from typing import TextIO
+
 import segno
 
 _COLORS = "\x1b[30;107m"  # black on white: cameras expect that, whatever the colours of the terminal are
 _NO_COLORS = "\x1b[0m"
+
+
+def can_print_qr(stream: TextIO) -> bool:
+    """Tell whether a stream has the characters of a QR code."""
+    try:
+        "█▀▄".encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def qr_lines(text: str, *, colors: bool) -> list[str]:

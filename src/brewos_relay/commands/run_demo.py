@@ -20,7 +20,7 @@ from brewos_relay.auth.secrets import generate_secret, hash_secret
 from brewos_relay.auth.tokens import KeyRing
 from brewos_relay.commands.message_lines import format_line
 from brewos_relay.commands.output import discard_output
-from brewos_relay.commands.qr_code import qr_lines
+from brewos_relay.commands.qr_code import can_print_qr, qr_lines
 from brewos_relay.commands.run_client import tail
 from brewos_relay.core.pauses import RunningClock
 from brewos_relay.errors import SettingsError
@@ -183,7 +183,7 @@ def introduction(demo: Demo, url: str, *, colors: bool = False) -> list[str]:
         f"  brewos-relay tail {demo.device_id}",
         f"  brewos-relay send {demo.device_id} set_temp boiler=brew temp=96",
     ]
-    if demo.lan_address is not None and _can_print("█▀▄"):
+    if demo.lan_address is not None and can_print_qr(sys.stdout):
         port = urlsplit(url).port
         code = qr_lines(_link(demo, f"http://{demo.lan_address}:{port}"), colors=colors)
         beside = {
@@ -206,14 +206,6 @@ def write_client_settings(demo: Demo, url: str) -> None:
 
 def _link(demo: Demo, url: str) -> str:
     return f"{url}/login#demo&invite={demo.invite}"
-
-
-def _can_print(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def find_lan_address() -> str | None:

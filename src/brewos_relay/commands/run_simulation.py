@@ -9,7 +9,9 @@ from datetime import datetime
 import trio
 
 from brewos_relay.commands.output import discard_output, print_line
+from brewos_relay.commands.qr_code import can_print_qr, qr_lines
 from brewos_relay.simulator.fleet import Fleet
+from brewos_relay.telemetry.logs import has_colors
 
 _FILES_BESIDE = 64  # open files other than the devices' connections
 
@@ -40,6 +42,13 @@ async def _run(make: Callable[[Callable[[str], None]], Fleet]) -> None:
                 fleet.power_cycle()
             nursery.cancel_scope.cancel()
     _say(fleet.summary())
+
+
+def show_qr(link: str) -> None:
+    """Print the QR code of a link, as the screen of a machine shows it, if stdout is a terminal."""
+    if sys.stdout.isatty() and can_print_qr(sys.stdout):
+        for line in qr_lines(link, colors=has_colors(sys.stdout)):
+            print_line(line)
 
 
 def _say(text: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 from brewos_relay.commands.failures import Failed, NotStarted, errors_as
-from brewos_relay.commands.parameters import device_id, find_server, port_number, url_option
+from brewos_relay.commands.parameters import device_id, find_public_url, find_server, port_number, url_option
 
 if TYPE_CHECKING:
     from brewos_relay.simulator.fleet import DeviceIdentity
@@ -43,7 +43,7 @@ _IDS: Final = 2**32
     type=click.FloatRange(0.1, 1000),
     default=1.0,
     show_default=True,
-    help="Speed of the devices' time; connection timing does not change.",
+    help="Speed of the devices' time, except during shots; connection timing does not change.",
 )
 @click.option(
     "--keys",
@@ -75,8 +75,8 @@ def simulate(
     always in use; the others model households and are off most of the time.
 
     Without --keys, the devices register themselves with new keys, which end with the command, and print a
-    link for each: open it while you are signed in to pair the device. SIGHUP simulates a power cut: all
-    devices restart.
+    link for each: open it while you are signed in to pair the device. If there is only one, its QR code is
+    printed too. SIGHUP simulates a power cut: all devices restart.
 
     \b
     Example:
@@ -86,7 +86,7 @@ def simulate(
     """
     with errors_as(Failed):
         identities = _identities(count, keys_file, first_id)
-        from brewos_relay.commands.run_simulation import run_fleet
+        from brewos_relay.commands.run_simulation import run_fleet, show_qr
         from brewos_relay.errors import SettingsError
         from brewos_relay.simulator.connection_policy import FAITHFUL, RICH
         from brewos_relay.simulator.fleet import Fleet
@@ -94,9 +94,17 @@ def simulate(
         try:
             fleet_url, context = find_server(url)
             policy = FAITHFUL if faithful else RICH
+            is_alone = len(identities) == 1
             run_fleet(
                 lambda say: Fleet(
-                    identities, url=fleet_url, ssl_context=context, policy=policy, speed=speed, say=say
+                    identities,
+                    url=fleet_url,
+                    ssl_context=context,
+                    policy=policy,
+                    speed=speed,
+                    say=say,
+                    link_url=find_public_url(url),
+                    show_link=show_qr if is_alone else lambda _: None,
                 )
             )
         except SettingsError as problem:

@@ -37,7 +37,9 @@ class Fleet:
     """Simulated machines that share a timer queue, a random source, and a TLS context.
 
     The first one is always in use; the others model households, which use their machines one hour of ten.
-    Machines without a key register themselves, and faithful machines always do.
+    Machines without a key register themselves, and faithful machines always do. `speed` is that of their
+    time, except during shots. Links to pair them begin with `link_url` (default: `url`), and `show_link` is
+    called with each.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Fleet:
         ssl_context: ssl.SSLContext | None = None,
         speed: float = 1.0,
         say: Callable[[str], None],
+        link_url: str | None = None,
+        show_link: Callable[[str], None] = lambda _: None,
         seed: int = 1,
     ) -> None:
         rng = random.Random(seed)  # noqa: S311 - sensor noise
@@ -73,9 +77,12 @@ class Fleet:
                     policy=policy,
                     usage=usage,
                     speed=speed,
+                    shots_in_real_time=True,
                     start_after_s=position / STARTS_PER_S,
                     ssl_context=context,
                     announce=self._announcer(identity.device_id, alone=len(identities) <= HEARD_ALONE),
+                    link_url=link_url,
+                    show_link=show_link,
                 )
             )
 

@@ -41,7 +41,8 @@ class SimulatedDevice:
 
     `key` None makes a key. `registers` sends the key and a pairing token to the relay when the device is
     switched on. `speed` is the speed of the machine's time, except during shots if `shots_in_real_time`;
-    connection timing stays real. `announce` is called with each event.
+    connection timing stays real. `announce` is called with each event, and `show_link` with each link to pair
+    the device, which begins with `link_url` (default: `url`).
 
     `key_losses` counts connections that ended within 5 s without a cause in the device. A faithful device
     then drops its key and stays offline until `power_cycle`; others continue.
@@ -61,6 +62,8 @@ class SimulatedDevice:
         start_after_s: float = 0.0,
         ssl_context: ssl.SSLContext | None = None,
         announce: Callable[[str], None] = lambda _: None,
+        link_url: str | None = None,
+        show_link: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.machine = machine
         self.policy = policy
@@ -87,6 +90,8 @@ class SimulatedDevice:
         self._shots_in_real_time = shots_in_real_time
         self._start_after_s = start_after_s
         self._announce = announce
+        self._link_url = link_url or url
+        self._show_link = show_link
         self._backoff = Backoff(chance=machine.rng.random)
         self._protocol: DeviceProtocol | None = None
         self._reports = StatusReports()
@@ -107,7 +112,7 @@ class SimulatedDevice:
     @property
     def pairing_url(self) -> str:
         """The URL in the QR code on the screen, for the future owner."""
-        return f"{self._url.rstrip('/')}/pair?id={self.machine.device_id}&token={self.token}"
+        return f"{self._link_url.rstrip('/')}/pair?id={self.machine.device_id}&token={self.token}"
 
     async def run(self) -> None:
         """Run alone, with a timer queue of its own.
@@ -205,6 +210,7 @@ class SimulatedDevice:
             else:
                 self._backoff.reset()
                 self._announce(f"registered; pair it at {self.pairing_url}")
+                self._show_link(self.pairing_url)
                 return
 
     async def _connect_once(self, timers: TimerQueue, spawn: Spawn) -> EndCause | None:
