@@ -39,6 +39,7 @@ from support.console import (
 )
 from support.redis_server import RedisServer
 from support.shots import add_recorded_shots, recorded_shot
+from support.waiting import until
 
 pytestmark = needs_browser
 
@@ -352,6 +353,21 @@ async def test_page_shows_a_machine_going_offline_and_online(tmp_path: Path) -> 
         await page.wait_for("document.querySelector('#link-text').textContent === 'Live'")
         assert await page.run(f"{controls}.every((one) => !one.disabled)")
         assert await page.run("document.querySelector('main').classList.contains('away')") is False
+        assert complaints(page) == []
+
+
+async def test_user_who_left_the_page_is_not_watching_and_is_again_after_going_back(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server)
+        kitchen.switch_on()
+        await sign_in(page, kitchen)
+        await page.see("Standby")
+        await page.go(f"{kitchen.url}/settings")
+        await page.see("Language")
+        await until(lambda: server.relay.client_count == 0)
+        await page.run("history.back()")
+        await page.wait_for("!!document.querySelector('#link.live')")
+        await until(lambda: server.relay.client_count == 1)
         assert complaints(page) == []
 
 

@@ -41,6 +41,9 @@ export class Link {
   start() {
     addEventListener("online", () => this.kick());
     addEventListener("offline", () => this.#lose());
+    // Browsers keep a page for its way back, with its connections: the user would still be watching.
+    addEventListener("pagehide", () => this.#lose(1000));
+    addEventListener("pageshow", ({ persisted }) => persisted && this.kick());
     document.addEventListener("visibilitychange", () => document.hidden || this.#look());
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
     this.#connect();
@@ -161,10 +164,10 @@ export class Link {
     if (this.state === "waiting" && Date.now() > this.retryAt + LOOK_MS) this.#connect();
   }
 
-  /** Drop a connection that seems dead. */
-  #lose() {
+  /** Drop a connection that seems dead, or is not needed for now. */
+  #lose(code = STALE) {
     if (this.#socket === null) return;
-    this.#drop(STALE);
+    this.#drop(code);
     this.#wait();
   }
 
