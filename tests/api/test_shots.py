@@ -111,6 +111,26 @@ async def test_shots_are_exported_as_files(tmp_path: Path) -> None:
         assert file["app"]["data"]["settings"] == {"drink_weight": "36", "grinder_dose_weight": "18"}
 
 
+async def test_history_at_rest_can_have_fewer_samples(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        await house.give("eve", "viewer")
+        now = now_ms() + 100_000
+        brewing = [12 <= number < 16 for number in range(30)]
+        online = [number != 22 for number in range(30)]
+        values = {"pressure": [float(number) for number in range(30)]}
+        times_ms = [now + 500 * (number - 29) for number in range(30)]
+        house.relay.histories[MACHINE] = DeviceHistory(now, times_ms, brewing, online, values)
+
+        async def numbers(query: str) -> list[float]:
+            answer = (await house.ask("GET", f"/devices/{MACHINE}/history{query}", by="eve")).content
+            assert len(answer["timesMs"]) == len(answer["brewing"]) == len(answer["online"])
+            return list(answer["values"]["pressure"])
+
+        assert await numbers("") == list(range(30))
+        # All samples of a shot, those beside a change, and the last one are there.
+        assert await numbers("?apartMs=2000") == [0, 4, 8, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 27, 29]
+
+
 async def test_history_is_that_of_the_present_users(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
         await house.give("eve", "viewer")

@@ -12,6 +12,7 @@ from brewos_relay.api.device_access import DeviceAccess, require_access
 from brewos_relay.api.openapi import Done, described, make_blueprint
 from brewos_relay.api.payloads import Refused, json_answer, query_of
 from brewos_relay.dialect import BREWOS
+from brewos_relay.live_devices import DeviceHistory
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.records import Shot
@@ -24,10 +25,14 @@ _Time = Annotated[int, msgspec.Meta(ge=0, le=_GREATEST_ID)]
 _NO_SHOT: Final = "There is no such shot."
 
 
-class HistoryQuery(msgspec.Struct):
-    """The number of seconds to read. The relay may keep fewer."""
+class HistoryQuery(msgspec.Struct, rename="camel"):
+    """The number of seconds to read. The relay may keep fewer.
+
+    While the device does not brew, samples are at least `apartMs` apart.
+    """
 
     seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 86_400.0
+    apart_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 0
 
 
 class MeasureAnswer(msgspec.Struct):
@@ -126,23 +131,24 @@ class ShotRoutes:
     )
     async def history(self, device_id: str) -> Response:
         requester = await self.authenticator(request)
-        seconds = query_of(request, HistoryQuery).seconds
+        asked = query_of(request, HistoryQuery)
         device_id = (await require_access(requester, device_id, store=self.store)).device_id
         # The machine may have stayed connected when its users changed.
         since_ms = await self.store.read(users_since_ms, device_id)
-        found = await self.relay.history_of(device_id, seconds=seconds)
-        times_ms = found.times_ms if found is not None else ()
-        first = sum(at_ms < since_ms for at_ms in times_ms)
+        found = await self.relay.history_of(device_id, seconds=asked.seconds) or DeviceHistory(now_ms())
+        chosen = _chosen(found, since_ms=since_ms, apart_ms=asked.apart_ms)
         return json_answer(
             HistoryAnswer(
                 device_id=device_id,
-                at_ms=found.at_ms if found is not None else now_ms(),
+                at_ms=found.at_ms,
                 measures=_MEASURES,
-                times_ms=times_ms[first:],
-                brewing=found.at_work[first:] if found is not None else (),
-                online=found.online[first:] if found is not None else (),
+                times_ms=[found.times_ms[number] for number in chosen],
+                brewing=[found.at_work[number] for number in chosen],
+                online=[found.online[number] for number in chosen],
                 values={
-                    measure.name: found.values.get(measure.name, ())[first:] if found is not None else ()
+                    measure.name: [column[number] for number in chosen]
+                    if (column := found.values.get(measure.name))
+                    else []
                     for measure in BREWOS.measures
                 },
             )
@@ -213,6 +219,24 @@ class ShotRoutes:
         if shot is None:
             raise Refused(_NO_SHOT, status=404)
         return access, shot
+
+
+def _chosen(found: DeviceHistory, *, since_ms: int, apart_ms: int) -> list[int]:
+    """Choose the samples since a time, by number.
+
+    Those at rest are `apart_ms` apart, except the last one and those beside a change.
+    """
+    chosen: list[int] = []
+    states = list(zip(found.at_work, found.online, strict=True))
+    last = len(states) - 1
+    for number, at_ms in enumerate(found.times_ms):
+        if at_ms < since_ms:
+            continue
+        before, now, after = (states[max(0, number - 1)], states[number], states[min(last, number + 1)])
+        is_needed = found.at_work[number] or number == last or not before == now == after
+        if is_needed or not chosen or at_ms - found.times_ms[chosen[-1]] >= apart_ms:
+            chosen.append(number)
+    return chosen
 
 
 def _answer(shot: Shot) -> ShotAnswer:

@@ -1,6 +1,7 @@
 // The samples of the last minutes, for a chart.
 
 const HOLD_MS = 1000;
+const RARE_MS = 3000; // the relay sends recorded samples at least two seconds apart
 
 /** Samples `{at, …}`, sorted by time (ms since 1970). `gap: true` starts a time without data. */
 export class History {
@@ -15,7 +16,7 @@ export class History {
     // After a reconnect, the relay repeats the last known state, which may be older than the last sample.
     if (last && sample.at < last.at) sample = { ...sample, at: last.at };
     // Machines send only changes, so the old value held until shortly before this one.
-    if (last && !last.gap && sample.at - last.at > 2 * HOLD_MS) {
+    if (last && !last.gap && sample.at - last.at > RARE_MS) {
       this.samples.push({ ...last, at: sample.at - HOLD_MS });
     }
     this.samples.push(sample);

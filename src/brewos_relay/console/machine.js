@@ -154,7 +154,10 @@ async function catchUp() {
 /** Draw the charts. Their scripts are loaded after the current values. */
 async function openCharts() {
   try {
-    const { shotDrawer, startTrend } = await import("./machine_charts.js");
+    // The imports of these modules are named here, so that the browser asks for all of them at once.
+    const [{ shotDrawer, startTrend }] = await Promise.all([
+      import("./machine_charts.js"), import("./chart.js"), import("./vendor/uplot/uPlot.min.js"),
+    ]);
     startTrend(trend.history);
     shot.chart = shotDrawer();
   } catch {

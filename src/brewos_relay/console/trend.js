@@ -4,6 +4,7 @@ import { sendSignedIn } from "./api.js";
 import { History, recordedSamples } from "./history.js";
 
 export const LENGTH_MS = 10 * 60 * 1000;
+const APART_MS = 2000; // at rest, to keep the answer small
 
 export class Trend {
   history = new History(LENGTH_MS);
@@ -13,7 +14,7 @@ export class Trend {
   #number = 0;
 
   constructor(deviceId) {
-    this.#path = `/api/devices/${deviceId}/history`;
+    this.#path = `/api/devices/${deviceId}/history?apartMs=${APART_MS}`;
   }
 
   /** Take a reading from the time `at` (ms since 1970). */
