@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brewos_relay import messages
-from brewos_relay.messages import Delivery, Head, Message, encode
+from brewos_relay.delivery import Delivery
+from brewos_relay.messages import Head, Message, encode
 
 JSON_SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=20)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

@@ -19,6 +19,7 @@
 #   live_devices  what the API shows of connections
 #   outbound      HTTPS requests to other servers, within limits
 #   core          the reusable relay: sessions, peers, limits
+#   delivery      messages on their way to several peers
 #   messages      messages of devices, clients and the relay     errors  exceptions and close codes
 #   dialect       what the relay knows of BrewOS messages, and of those of other devices
 #   raw_fields    a lenient decoder for messages that msgspec refuses
@@ -28,6 +29,7 @@
 #   networks      networks around an address, for limits and quotas
 #   version       the version of the installed package, and whether it is compiled
 #   interpreted   the way around compiled modules
+#   compiling     what mypyc reads of classes
 #   settings      the one reader of the environment; only commands, doctor and server use it
 #
 # The names below are the library. They are imported at first use, so that other commands start fast.
@@ -43,9 +45,10 @@ if TYPE_CHECKING:
     from brewos_relay.core.limits import Limits
     from brewos_relay.core.peer import MemoryEnd, MemoryPeer, Peer, Receive, Tasks, memory_peer
     from brewos_relay.core.relay import Relay, open_relay
+    from brewos_relay.delivery import Delivery
     from brewos_relay.dialect import BREWOS, NEUTRAL, CommandClass, Dialect, Rule
     from brewos_relay.errors import CloseCode, PeerGone, RelayClosing, RelayError
-    from brewos_relay.messages import Delivery, Message
+    from brewos_relay.messages import Message
 
 from brewos_relay import interpreted
 
@@ -88,9 +91,10 @@ _HOME = {
     "core.limits": ("Limits",),
     "core.peer": ("MemoryEnd", "MemoryPeer", "Peer", "Receive", "Tasks", "memory_peer"),
     "core.relay": ("Relay", "open_relay"),
+    "delivery": ("Delivery",),
     "dialect": ("BREWOS", "NEUTRAL", "CommandClass", "Dialect", "Rule"),
     "errors": ("CloseCode", "PeerGone", "RelayClosing", "RelayError"),
-    "messages": ("Delivery", "Message"),
+    "messages": ("Message",),
 }
 
 

@@ -6,7 +6,7 @@ does not list is for owners only and never waits. Names are compared exactly, as
 """
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
@@ -151,9 +151,9 @@ class Dialect:
     once."""
 
     # Derived from the fields above
-    state_kinds: Mapping[str, StateKind] = field(init=False, repr=False, compare=False)
+    state_kinds: dict[str, StateKind] = field(init=False, repr=False, compare=False)
     """The messages that change the last known state, by type."""
-    snapshot_kinds: Mapping[str, StateKind] = field(init=False, repr=False, compare=False)
+    snapshot_kinds: dict[str, StateKind] = field(init=False, repr=False, compare=False)
     """All messages that a snapshot keeps, by type: those of `state_kinds` and log lines."""
     state_requests: frozenset[str] = field(init=False, repr=False, compare=False)
     """All types of requests for the state."""
@@ -186,6 +186,10 @@ class Dialect:
         kind = self.state_kinds.get(message_type, StateKind.KEPT)
         return kind is StateKind.KEPT and message_type not in self.superseded
 
+
+# Python 3.11 looks members up slowly.
+_MANAGE: Final = CommandClass.MANAGE
+_RESERVED: Final = CommandClass.RESERVED
 
 NEUTRAL: Final = Dialect()
 """The dialect of a device that the relay knows nothing about."""
@@ -226,15 +230,15 @@ class Policy:
         else:
             rule = self._commands.get(cmd) if isinstance(cmd, str) else None
             if rule is None:
-                return CommandClass.MANAGE
+                return _MANAGE
         if rule is None:
-            return CommandClass.RESERVED if _folded(kind) in self._reserved else CommandClass.MANAGE
+            return _RESERVED if _folded(kind) in self._reserved else _MANAGE
         if (
             self._owner_commands
-            and rule.command_class is not CommandClass.RESERVED
+            and rule.command_class is not _RESERVED
             and self._names(self._owner_commands, rule, mode)
         ):
-            return CommandClass.MANAGE
+            return _MANAGE
         return rule.command_class
 
     def may_wait(self, kind: str, cmd: object = None, mode: object = None) -> bool:

@@ -7,7 +7,6 @@ first of all the text `type`, and does not decode the rest.
 import contextlib
 import json
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from types import GenericAlias
 from typing import Any, Final
@@ -221,16 +220,6 @@ def _dict_without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         raise ValueError("a key comes twice")
     return content
-
-
-class Delivery(msgspec.Struct, gc=False):
-    """Messages that are sent to several peers, with one write for each.
-
-    `encoded` caches the frames: the first peer that needs them stores them here for the others.
-    """
-
-    messages: Sequence[Message]
-    encoded: bytes | None = None
 
 
 def encode(content: dict[str, Any]) -> Message:

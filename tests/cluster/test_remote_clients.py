@@ -4,7 +4,8 @@ from trio.testing import MockClock
 
 from brewos_relay.cluster.envelopes import DeviceMessages, unpack
 from brewos_relay.cluster.remote_clients import RemoteClients
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.delivery import Delivery
+from brewos_relay.messages import Message
 
 NOTES = Delivery((Message(b'{"n":1}'), Message(b"\x81", is_text=False)))
 STATE = b"the state"

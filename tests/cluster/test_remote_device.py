@@ -11,7 +11,8 @@ from brewos_relay.cluster.broker_clock import BrokerClock
 from brewos_relay.cluster.envelopes import Command, unpack
 from brewos_relay.cluster.remote_commands import RemoteCommands
 from brewos_relay.cluster.remote_device import RemoteDevice
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.delivery import Delivery
+from brewos_relay.messages import Message
 
 NOTE = Message(b'{"type":"note"}')
 OTHER = Message(b'{"type":"other"}')

@@ -13,8 +13,9 @@ from typing import Final
 import trio
 
 from brewos_relay.core.peer import STAYS, PeerEnd
+from brewos_relay.delivery import Delivery
 from brewos_relay.errors import PeerGone
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.wire.connection import WebSocketConnection, client_connection
 from brewos_relay.wire.handshake import HEAD_END, Refusal, accept_upgrade, parse_head

@@ -17,8 +17,9 @@ from brewos_relay.core.attachment import (
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.peer import PeerEnd
 from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.delivery import Delivery
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from support.peers import PassiveSession, ScriptedPeer, ScriptedRemotePeer
 
 DEVICE_ID = "BRW-00000001"

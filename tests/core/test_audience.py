@@ -12,9 +12,10 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import LogLineLimits
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message, encode
+from brewos_relay.messages import Message, encode
 from support.peers import PassiveSession, ScriptedAudience, ScriptedPeer
 
 STATUS = encode({"type": "status", "seq": 1})

@@ -8,8 +8,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.peer import MemoryPeer, Peer, PeerEnd, Tasks, end_details, memory_peer, shown
+from brewos_relay.delivery import Delivery
 from brewos_relay.errors import PeerGone
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from brewos_relay.wire.connection import WebSocketConnection
 from support.peers import PeerTasks, ScriptedPeer
 

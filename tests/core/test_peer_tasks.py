@@ -10,7 +10,8 @@ from trio.testing import wait_all_tasks_blocked
 from brewos_relay.core.attachment import Attachment
 from brewos_relay.core.peer import LEFT, STAYS, PeerEnd, Receive, Tasks
 from brewos_relay.core.peer_tasks import end_peer, own_peer, own_peers, run_beside
-from brewos_relay.messages import DEVICE_ONLINE, Delivery, Message
+from brewos_relay.delivery import Delivery
+from brewos_relay.messages import DEVICE_ONLINE, Message
 from support.peers import PassiveSession
 
 

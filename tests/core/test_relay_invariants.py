@@ -16,9 +16,10 @@ from brewos_relay.core.audience import CHECK_EVERY_S
 from brewos_relay.core.grant import FULL, Grant
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.relay import Relay, open_relay
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from support.peers import ScriptedPeer
 
 DEVICES: Final = 2

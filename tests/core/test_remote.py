@@ -14,9 +14,10 @@ from brewos_relay.core.peer import PeerEnd, Receive, Tasks
 from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.remote import SINGLE_INSTANCE, RemoteAudience, RemotePeer, RemotePresence, TakeOutcome
 from brewos_relay.core.snapshot import KnownState
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message, encode
+from brewos_relay.messages import Message, encode
 from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
 

@@ -19,7 +19,8 @@ from brewos_relay.core.attachment import (
 )
 from brewos_relay.core.peer import STAYS, Peer, PeerEnd, Receive, Tasks
 from brewos_relay.core.remote import RemoteOutcome, TakeOutcome
-from brewos_relay.messages import Delivery, Message, encode
+from brewos_relay.delivery import Delivery
+from brewos_relay.messages import Message, encode
 
 
 class PeerTasks:

@@ -16,9 +16,10 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import PeerEnd, Receive
 from brewos_relay.core.relay import open_relay
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message, encode
+from brewos_relay.messages import Message, encode
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection
 from brewos_relay.wire.frames import FrameParser
 from brewos_relay.wire.poller import Poller

@@ -20,8 +20,9 @@ from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
+from brewos_relay.delivery import Delivery
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from brewos_relay.wire import frames
 from brewos_relay.wire.frames import (
     FrameParser,

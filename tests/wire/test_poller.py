@@ -5,7 +5,6 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import pytest
@@ -14,8 +13,9 @@ import trio.testing
 
 from brewos_relay.core.counters import Counters
 from brewos_relay.wire import polling
-from brewos_relay.wire.poller import Poller
+from brewos_relay.wire.poller import PolledConnection, Poller
 from brewos_relay.wire.transport import Transport
+from support.polled import Calls
 from support.sockets import read_available, socket_pair
 
 OpenPoller: TypeAlias = Callable[[], AbstractAsyncContextManager[Poller]]
@@ -33,7 +33,7 @@ def open_poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return open_this_kind
 
 
-class Owner:
+class Owner(PolledConnection):
     """Reads a socket when it is told to, and counts that."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -59,15 +59,6 @@ class Owner:
     def watched_by(self, poller: Poller) -> "Owner":
         poller.watch(self.sock.fileno(), self)
         return self
-
-
-@dataclass(frozen=True)
-class Calls:
-    """An owner of a socket, made of two or three functions."""
-
-    read: Callable[[], bytes | None]
-    take: Callable[[bytes], None]
-    fail: Callable[[Exception], None] = lambda _error: pytest.fail("nothing failed")
 
 
 def never(_data: bytes) -> None:
@@ -199,6 +190,18 @@ async def test_others_get_their_turn_beside_a_socket_that_is_always_readable(ope
             await settle()
             assert calls > 1
             poller.unwatch(near.fileno())
+
+
+def test_a_connection_defines_all_methods() -> None:
+    connection = PolledConnection()
+    calls: list[Callable[[], object]] = [
+        connection.read,
+        lambda: connection.take(b""),
+        lambda: connection.fail(ValueError()),
+    ]
+    for call in calls:
+        with pytest.raises(NotImplementedError):
+            call()
 
 
 async def test_a_poller_that_never_ran_can_be_closed() -> None:

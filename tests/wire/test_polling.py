@@ -3,11 +3,12 @@
 import pytest
 import trio
 
+from brewos_relay.wire.poller import PolledConnection
 from brewos_relay.wire.polling import open_poller
 from support.sockets import socket_pair
 
 
-class Owner:
+class Owner(PolledConnection):
     """Reads nothing."""
 
     def read(self) -> bytes | None:

@@ -3,7 +3,6 @@
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import pytest
 import trio
@@ -14,6 +13,7 @@ from brewos_relay.wire.polling import open_poller
 from brewos_relay.wire.tls import TlsTransport, accept_tls, begins_like_tls
 from brewos_relay.wire.transport import Transport, WriteBatch
 from support.certificates import server_context, write_certificate
+from support.polled import Calls
 from support.sockets import RecordingOwner, count_open_files, fill, reset, socket_pair, tcp_pair
 from support.tls_client import TlsClient
 
@@ -204,7 +204,7 @@ async def test_every_record_shows_in_the_socket_until_it_is_read(
     async with tls_pair(server, version) as (transport, client), open_poller() as poller:
         received: list[bytes] = []
         await client.send_raw(b"".join(client.record(bytes(size)) for size in sizes))
-        poller.watch(transport.fd, SimpleNamespace(read=transport.read, take=received.append))
+        poller.watch(transport.fd, Calls(transport.read, received.append))
         while sum(map(len, received)) < sum(sizes):
             await trio.lowlevel.checkpoint()
         assert [len(data) for data in received] == sizes

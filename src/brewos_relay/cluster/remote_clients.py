@@ -5,7 +5,7 @@ from collections.abc import Callable
 import trio
 
 from brewos_relay.cluster.envelopes import pack_messages
-from brewos_relay.messages import Delivery
+from brewos_relay.delivery import Delivery
 
 
 class RemoteClients:

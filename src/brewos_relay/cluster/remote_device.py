@@ -8,7 +8,8 @@ from brewos_relay.cluster.broker import Since
 from brewos_relay.cluster.remote_commands import RemoteCommands
 from brewos_relay.core.peer import PeerEnd, Receive, Tasks
 from brewos_relay.core.remote import TakeOutcome
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.delivery import Delivery
+from brewos_relay.messages import Message
 from brewos_relay.vocabulary import LONG_AGO
 
 

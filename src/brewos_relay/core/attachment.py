@@ -15,8 +15,9 @@ from brewos_relay.core.peer import Peer, PeerEnd
 from brewos_relay.core.peer_tasks import run_beside
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.core.remote import RemotePeer, TakeOutcome
+from brewos_relay.delivery import Delivery
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from brewos_relay.vocabulary import LONG_AGO
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,10 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.rate_limits import LogLineLimits
 from brewos_relay.core.recording import log_lagging
 from brewos_relay.core.remote import RemoteAudience
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import Dialect
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from brewos_relay.vocabulary import LONG_AGO, iso_time, now_ms
 
 CHECK_EVERY_S: Final = 1.0

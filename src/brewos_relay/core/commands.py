@@ -21,9 +21,10 @@ from brewos_relay.core.merging import without_seq
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.recording import Recorder
 from brewos_relay.core.remote import RemoteOutcome
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import TokenRejected
-from brewos_relay.messages import CommandHead, Delivery, Message
+from brewos_relay.messages import CommandHead, Message
 from brewos_relay.vocabulary import iso_time, now_ms
 
 

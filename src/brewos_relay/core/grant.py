@@ -101,12 +101,17 @@ class Grant:
 
     def allows(self, needed: CommandClass) -> bool:
         """Whether a message of this class may go to the device."""
-        if not self.may_command or needed is CommandClass.RESERVED:
+        if not self.may_command or needed is _RESERVED:
             return False
-        if self.may_manage or needed is CommandClass.USE:
+        if self.may_manage or needed is _USE:
             return True
-        return needed is CommandClass.HOUSEHOLD and self.until_s == math.inf
+        return needed is _HOUSEHOLD and self.until_s == math.inf
 
+
+# Python 3.11 looks members up slowly.
+_USE: Final = CommandClass.USE
+_HOUSEHOLD: Final = CommandClass.HOUSEHOLD
+_RESERVED: Final = CommandClass.RESERVED
 
 FULL: Final = Grant()
 

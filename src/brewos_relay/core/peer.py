@@ -6,8 +6,9 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import trio
 
+from brewos_relay.delivery import Delivery
 from brewos_relay.errors import CloseCode, PeerGone
-from brewos_relay.messages import Delivery, Message, encode
+from brewos_relay.messages import Message, encode
 from brewos_relay.texts import one_line
 
 By = Literal["peer", "relay"]

@@ -37,9 +37,10 @@ from brewos_relay.core.remote import (
 )
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import KnownState, Snapshot, SnapshotState
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import NEUTRAL, Dialect, Policy
 from brewos_relay.errors import CloseCode, RelayClosing
-from brewos_relay.messages import CommandHead, Delivery, DeviceInfo, Message
+from brewos_relay.messages import CommandHead, DeviceInfo, Message
 from brewos_relay.vocabulary import LONG_AGO, Detail, Role, now_ms
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Final, Literal, Protocol, TypeAlias
 
 from brewos_relay.core.peer import Peer
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.delivery import Delivery
+from brewos_relay.messages import Message
 
 RemoteOutcome: TypeAlias = Literal[
     "delivered", "busy", "device_offline", "expired", "unknown", "bus_unavailable"

@@ -38,9 +38,10 @@ from brewos_relay.core.recording import (
 from brewos_relay.core.remote import RemoteAudience, RemoteOutcome, RemotePeer, RemotePresence
 from brewos_relay.core.snapshot import KnownState, Snapshot, SnapshotState
 from brewos_relay.core.throttle import DeviceFeed
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import Policy
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import CommandHead, Delivery, Message
+from brewos_relay.messages import CommandHead, Message
 from brewos_relay.vocabulary import LONG_AGO, Detail, now_ms
 
 
@@ -87,6 +88,7 @@ class DeviceSession:
 
     __slots__ = (
         "_audience",
+        "_clock",
         "_commands",
         "_feed",
         "_host",
@@ -118,6 +120,7 @@ class DeviceSession:
             histories=host.histories if host.histories.is_on else None,
         )
         self._host = host
+        self._clock = trio.lowlevel.current_clock()  # reading it directly saves two calls
         self._limits = limits
         self._audience = Audience(limits=limits, dialect=dialect, counters=counters, lines=host.lines)
         self._feed = DeviceFeed(
@@ -487,10 +490,10 @@ class DeviceSession:
         device.heard = True
         if device is not self.presence.present and not self._arrives(device):
             return 0.0
-        self._host.counters.received_from_devices += len(received)
         feed = self._feed
+        feed.counters.received_from_devices += len(received)
         if device.bucket is not None:
-            now = trio.current_time()
+            now = self._clock.current_time()
             if feed.throttle is not None or device.bucket.take(len(received), now):
                 return feed.hold(device, device.bucket, received, now)
         feed.pass_on(device, received)
@@ -501,7 +504,7 @@ class DeviceSession:
         client.heard = True
         if not received:
             return 0.0
-        now = trio.current_time()
+        now = self._clock.current_time()
         client.received += len(received)
         self._commands.take(client, received, now)
         return client.bucket.take(len(received), now) if client.bucket is not None else 0.0

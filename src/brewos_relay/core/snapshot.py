@@ -29,7 +29,12 @@ from brewos_relay.messages import DeviceInfo, Message
 from brewos_relay.raw_fields import Key
 from brewos_relay.vocabulary import LONG_AGO
 
-_WHOLE, _CHANGE, _NUMBER, _KEPT, _LOG, _LOG_CONFIG = StateKind
+_WHOLE: Final = StateKind.WHOLE
+_CHANGE: Final = StateKind.CHANGE
+_NUMBER: Final = StateKind.NUMBER
+_KEPT: Final = StateKind.KEPT
+_LOG: Final = StateKind.LOG
+_LOG_CONFIG: Final = StateKind.LOG_CONFIG
 
 _NOT_SMALL: Final = (_KEPT, _LOG, _LOG_CONFIG)
 """What an anonymous device may send without it being kept, apart from its description of itself."""

@@ -18,8 +18,9 @@ from brewos_relay.core.merging import HeldState
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.rate_limits import LogLineLimits, TokenBucket
 from brewos_relay.core.recording import Recorder, log_invalid, log_throttled
+from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import Dialect, StateKind
-from brewos_relay.messages import Delivery, Head, Message, peek_json, peek_msgpack
+from brewos_relay.messages import Head, Message, peek_json, peek_msgpack
 from brewos_relay.raw_fields import MALFORMED
 from brewos_relay.vocabulary import LONG_AGO
 
@@ -36,6 +37,9 @@ _MOST_PAUSE_S: Final = 1.0
 """The longest pause. Up to 64 KiB are read after it, so a ping behind a short backlog is answered within 3
 s."""
 
+
+_peek_json: Final = peek_json
+_peek_msgpack: Final = peek_msgpack
 
 _STATE_KEY: Final = ""
 """The key of the merged state, beside the types of other messages."""
@@ -213,7 +217,6 @@ class DeviceFeed:
 
     __slots__ = (
         "_audience",
-        "_counters",
         "_dialect",
         "_heard_before",
         "_limits",
@@ -221,6 +224,7 @@ class DeviceFeed:
         "_presence",
         "_recorded_at",
         "_recorder",
+        "counters",
         "throttle",
     )
 
@@ -239,7 +243,7 @@ class DeviceFeed:
         self._audience = audience
         self._limits = limits
         self._dialect = dialect
-        self._counters = counters
+        self.counters = counters
         self._lines = lines
         self._recorder = recorder
         self._heard_before = 0  # how many messages came before the present connection
@@ -265,7 +269,7 @@ class DeviceFeed:
             payload = message.payload
             size_bytes += len(payload)
             try:  # as `Message.peek`, without a call for each message
-                head: Head | None = (peek_json if message.is_text else peek_msgpack)(payload)
+                head: Head | None = (_peek_json if message.is_text else _peek_msgpack)(payload)
             except MALFORMED:
                 head = message.peek()
             if head is None:
@@ -273,7 +277,7 @@ class DeviceFeed:
             else:
                 snapshot.update(message, head.type, head.seq)
         if invalid:
-            self._counters.invalid += invalid
+            self.counters.invalid += invalid
             log_invalid(device, received, self._lines)
             received = [message for message in received if message.peek() is not None]
             size_bytes = sum(len(message.payload) for message in received)
@@ -296,9 +300,9 @@ class DeviceFeed:
             bucket.owe(count, now)
         heads = [(message, head) for message in received if (head := message.peek()) is not None]
         if len(heads) < len(received):
-            self._counters.invalid += len(received) - len(heads)
+            self.counters.invalid += len(received) - len(heads)
             log_invalid(device, received, self._lines)
-        self._counters.bytes_from_devices += sum(len(message.payload) for message, _ in heads)
+        self.counters.bytes_from_devices += sum(len(message.payload) for message, _ in heads)
         self._heard_before -= len(heads)
         throttle.hold(heads)
         self.release(device, now)
@@ -320,7 +324,7 @@ class DeviceFeed:
 
     def _begin_throttle(self, device: DeviceAttachment, allowed: float, now: float) -> Throttle:
         """Make the throttle; it may release `allowed` messages at once."""
-        self._counters.throttled += 1
+        self.counters.throttled += 1
         if now - self._recorded_at >= _RECORDED_EVERY_S:
             self._recorded_at = now
             log_throttled(device, self._lines)
@@ -339,7 +343,7 @@ class DeviceFeed:
             self._heard_before += len(released)
             self.pass_on(device, released)
             self._audience.settle()  # adds their bytes, which were counted when they came
-            self._counters.bytes_from_devices -= sum(len(message.payload) for message in released)
+            self.counters.bytes_from_devices -= sum(len(message.payload) for message in released)
 
     def _end_throttle(self, device: DeviceAttachment) -> None:
         """Release all held messages, and end the throttle."""
@@ -347,8 +351,8 @@ class DeviceFeed:
         if throttle is None:
             return
         self._pass_on_held(device, throttle.release_all())
-        self._counters.merged += throttle.merged
-        self._counters.over_rate += throttle.dropped
+        self.counters.merged += throttle.merged
+        self.counters.over_rate += throttle.dropped
         if throttle.began_at == self._recorded_at:
             summary = throttle.summary(trio.current_time())
             self._recorder.record_activity(self._presence.device_id, "throttle_ended", None, summary)

@@ -12,8 +12,9 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.peer import STAYS, PeerEnd, Receive, Tasks
 from brewos_relay.core.rate_limits import TokenBucket
+from brewos_relay.delivery import Delivery
 from brewos_relay.errors import CloseCode
-from brewos_relay.messages import Delivery, Message
+from brewos_relay.messages import Message
 from brewos_relay.wire.frames import (
     PING_FRAME,
     FrameParser,
@@ -23,7 +24,7 @@ from brewos_relay.wire.frames import (
     encode_delivery,
     encode_pongs,
 )
-from brewos_relay.wire.poller import Poller
+from brewos_relay.wire.poller import PolledConnection, Poller
 from brewos_relay.wire.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def _ignore(_messages: Sequence[Message]) -> float:
     return 0.0
 
 
-class WebSocketConnection:
+class WebSocketConnection(PolledConnection):
     """A WebSocket after its handshake.
 
     **Owns:** its transport, a writer task while the outbox is not empty, and a timer task while a message is
@@ -88,7 +89,6 @@ class WebSocketConnection:
         "_stream_ending",
         "_tasks",
         "_transport",
-        "read",
     )
 
     def __init__(
@@ -105,7 +105,6 @@ class WebSocketConnection:
         self._transport = transport
         self._receive: Receive = _ignore
         self._tasks: Tasks | None = None
-        self.read = self._read_first if is_held else transport.read
         self._parser = parser
         self._poller = poller
         self._limits = limits
@@ -166,12 +165,11 @@ class WebSocketConnection:
             self._tasks.end_peer(self._end())
             self._stays = False
 
-    def _read_first(self) -> bytes | None:
-        """Read until there are bytes for the first time, which proves that the peer has its 101."""
+    def read(self) -> bytes | None:
+        """Read once; see `PolledConnection.read`. The first bytes prove that the peer has its 101."""
         data = self._transport.read()
-        if data:
+        if self._is_held and self._spoke_at is None and data:
             self._spoke_at = trio.current_time()
-            self.read = self._transport.read
         return data
 
     def take(self, data: bytes) -> None:
@@ -342,7 +340,6 @@ class WebSocketConnection:
                 await self._exchange_close_frames(ending)
         finally:
             transport.close()
-            self.read = transport.read  # `_read_first` refers to this connection
         await trio.lowlevel.checkpoint()
 
     async def _hold(self) -> None:

@@ -9,30 +9,38 @@ import logging
 import select
 import selectors
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
+from brewos_relay.compiling import mypyc_attr
 from brewos_relay.core.counters import Counters
 from brewos_relay.wire.transport import WriteBatch
 
 log = logging.getLogger(__name__)
 
 
-class PolledConnection(Protocol):
-    """A connection whose socket the poller reads."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PolledConnection:
+    """A connection whose socket the poller reads.
 
-    @property
-    def read(self) -> Callable[[], bytes | None]:
-        """Reads once; returns None if there is nothing to read, and empty bytes at the end."""
+    It is a class and no protocol, because the compiled poller calls methods of a class directly.
+    """
+
+    __slots__ = ()
+
+    def read(self) -> bytes | None:
+        """Read once; return None if there is nothing to read, and empty bytes at the end."""
+        raise NotImplementedError
 
     def take(self, data: bytes) -> None:
         """Process bytes that were read."""
+        raise NotImplementedError
 
     def fail(self, error: Exception) -> None:
         """End the connection, because some bytes were lost."""
+        raise NotImplementedError
 
 
 _READABLE_PER_PASS: Final = 64
@@ -43,7 +51,7 @@ _WORTH_ANOTHER_LOOK: Final = 8
 all tasks."""
 _SAMPLE_EVERY: Final = 32
 """One pass out of this many is timed."""
-_PAUSE_S: Final = 0.1
+PAUSE_S: Final = 0.1
 """How long the poller waits after a failure of its own before it tries again."""
 
 
@@ -57,6 +65,7 @@ class Poller:
         self._counters = counters if counters is not None else Counters()
         self._epoll = select.epoll() if hasattr(select, "epoll") else _Selector()
         self._connections: dict[int, PolledConnection] = {}
+        self._until_sample = 1
         self.write_batch = WriteBatch()
         """Holds the writes of its transports until the end of a pass."""
 
@@ -78,31 +87,38 @@ class Poller:
             except Exception:
                 with suppress(Exception):
                     log.exception("the sockets could not be polled; trying again")
-                await trio.sleep(_PAUSE_S)
+                await trio.sleep(PAUSE_S)
 
     async def _run(self) -> None:
-        poll = self._epoll.poll
         epoll_fd = self._epoll.fileno()
-        until_sample = 1
         while True:
             await trio.lowlevel.wait_readable(epoll_fd)
-            left = _READABLE_PER_TURN
-            while left > 0:
-                readable = poll(0, min(left, _READABLE_PER_PASS))
-                until_sample -= 1
-                if until_sample:
-                    self._run_pass(readable)
-                else:
-                    until_sample = _SAMPLE_EVERY
-                    self._run_timed_pass(readable)
-                if len(readable) < _WORTH_ANOTHER_LOOK:
-                    break
-                left -= len(readable)
+            self.run_turn(0)
+
+    def run_turn(self, wait_s: float) -> None:
+        """Do passes until few sockets are readable, or others should get their turn.
+
+        The first one waits for up to `wait_s` until a socket is readable.
+        """
+        poll = self._epoll.poll
+        left = _READABLE_PER_TURN
+        while left > 0:
+            readable = poll(wait_s, min(left, _READABLE_PER_PASS))
+            self._until_sample -= 1
+            if self._until_sample:
+                self._run_pass(readable)
+            else:
+                self._until_sample = _SAMPLE_EVERY
+                self._run_timed_pass(readable)
+            if len(readable) < _WORTH_ANOTHER_LOOK:
+                break
+            left -= len(readable)
+            wait_s = 0.0
 
     def _run_pass(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass: one kind of work for all sockets at a time, which keeps its code in the caches."""
         connections = self._connections
-        received = []
+        received: list[tuple[int, PolledConnection, bytes]] = []
         for fd, _event in readable:
             connection = connections[fd]
             try:
@@ -111,13 +127,17 @@ class Poller:
                     received.append((fd, connection, data))
             except Exception as error:  # including MemoryError: the others go on
                 _fail(connection, error)
-        with self.write_batch:
+        batch = self.write_batch
+        batch.holding = True  # as its block does, with fewer calls
+        try:
             for fd, connection, data in received:
                 if connections.get(fd) is connection:  # an earlier one may have ended this connection
                     try:
                         connection.take(data)
                     except Exception as error:
                         _fail(connection, error)
+        finally:
+            batch.release()
 
     def _run_timed_pass(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass, and measure how long its messages took together."""

@@ -37,6 +37,10 @@ class WriteBatch:
         self.holding = True
 
     def __exit__(self, *_exception: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Do the held writes, and hold no more."""
         self.holding = False
         held, self.held = self.held, []
         for transport in held:  # as `Transport._write_now`, without a call for each
