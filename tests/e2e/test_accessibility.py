@@ -68,15 +68,20 @@ async def test_pages_for_users_have_no_faults(tmp_path: Path) -> None:
         await faults.check(f"/pair?id={MACHINE}&token={'t' * 32}", shown("#scanned"))
         await faults.check(f"/machine/{MACHINE}", "document.querySelector('#now')?.textContent === 'Offline'")
         await furnish(server)
+        await faults.check(f"/machine/{MACHINE}/shots", shown("#no-shots"))
+        one, other = (recorded_shot(MACHINE, began_at_ms=now_ms() - at_ms) for at_ms in (90_000, 30_000))
+        await add_recorded_shots(server, one, other)
         kitchen.switch_on()
-        await faults.check(f"/machine/{MACHINE}", "document.querySelector('#now')?.textContent === 'Standby'")
+        await faults.check(
+            f"/machine/{MACHINE}",
+            "document.querySelector('#now')?.textContent === 'Standby'"
+            " && !!document.querySelector('#shot canvas')"
+            " && (document.querySelectorAll('details.values').forEach((one) => (one.open = true)), true)",
+        )
         await faults.check(
             None, "document.querySelector('#share-qr').src.startsWith('data:')", press="#share button"
         )
         await faults.check(None, "document.querySelector('dialog').open", press="#restart")
-        await faults.check(f"/machine/{MACHINE}/shots", shown("#no-shots"))
-        one, other = (recorded_shot(MACHINE, began_at_ms=now_ms() - at_ms) for at_ms in (90_000, 30_000))
-        await add_recorded_shots(server, one, other)
         await faults.check(
             f"/machine/{MACHINE}/shots?shots=1,2",
             "!!document.querySelector('#curves canvas') && document.querySelector('#curves-values').open",
