@@ -52,7 +52,7 @@ PARTS = {
     ],
     "shots.html": ["shots.js", "shot_list.js", "shot_comparison.js", "dom.js", "header.js"],
     "admin.html": ["admin.js", "dom.js"],
-    "settings.html": ["settings.js", "push_settings.js"],
+    "settings.html": ["settings.js", "password.js", "push_settings.js"],
     "offline.html": ["offline.js"],
 }
 # innerHTML and its like would undo the protection against names with markup.
@@ -238,6 +238,24 @@ async def test_unknown_paths_are_not_found(app: QuartTrio, path: str) -> None:
     response = await app.test_client().get(path)
     assert response.status_code == 404
     assert response.content_type == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize(("language", "title"), [("en", "Page not found"), ("de", "Seite nicht gefunden")])
+async def test_browser_gets_a_page_with_a_way_back_for_an_unknown_path(
+    app: QuartTrio, language: str, title: str
+) -> None:
+    headers = {"Accept": "text/html,*/*;q=0.8", "Accept-Language": language}
+    response = await app.test_client().get("/nothing/here", headers=headers)
+    assert response.status_code == 404
+    page = await response.get_data(as_text=True)
+    assert f"<h1>{title}</h1>" in page
+    assert '<a class="button" href="/">' in page
+    assert "style-src 'self'" in response.headers["Content-Security-Policy"]
+    assert "Accept" in response.headers["Vary"].split(", ")
+    api = await app.test_client().get("/api/nothing", headers=headers)
+    assert (api.status_code, api.content_type) == (404, "application/json")
+    script = await app.test_client().get("/console/none.js", headers={"Accept": "*/*"})
+    assert script.content_type == "text/plain; charset=utf-8"
 
 
 @pytest.mark.parametrize("path", ["/", "/login", "/pair", "/console/style.css"])

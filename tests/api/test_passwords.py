@@ -2,11 +2,13 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import trio
 
 from brewos_relay.api import passwords
+from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.passwords import FRESH_S, PasswordCheck
 from brewos_relay.api.payloads import Refused
 from brewos_relay.api.request_limits import RequestLimits
@@ -16,8 +18,8 @@ from brewos_relay.registry import known_networks
 from brewos_relay.registry.accounts import add_user, set_password_hash
 from brewos_relay.registry.records import Change
 from brewos_relay.vocabulary import now_ms
-from support.household import Household
-from support.sign_ins import EMAIL, PASSWORD, add_account, ask, sign_in
+from support.household import Household, open_household
+from support.sign_ins import EMAIL, PASSWORD, PlainVerifier, add_account, ask, proven, sign_in
 
 NEW = "another battery staple"
 
@@ -73,6 +75,43 @@ async def test_changing_it_ends_the_other_sessions_before_the_answer(house: Hous
     assert (await ask(house, "/auth/me", token=phone["accessToken"], **me)).status == 200
     assert await signs_in(house, NEW)
     assert not await signs_in(house, PASSWORD)
+
+
+async def test_password_can_be_removed_with_another_way_to_sign_in_only(tmp_path: Path) -> None:
+    issuer = proven().issuer
+    rules = AccountRules(verifiers={"oidc": PlainVerifier(good=proven())}, issuers={issuer})
+    async with open_household(tmp_path, accounts=rules) as house:
+        await add_account(house)
+        session = await sign_in(house)
+        token = session["accessToken"]
+        me = await ask(house, "/auth/me", method="GET", token=token)
+        assert (me.content["hasPassword"], me.content["hasOtherWay"]) == (True, False)
+        refused = await ask(house, "/me/password/remove", {}, token=token)
+        assert refused.status == 409
+        assert await signs_in(house, PASSWORD)
+
+        other = (await ask(house, "/auth/oidc", {"credential": "good"})).content["accessToken"]
+        me = await ask(house, "/auth/me", method="GET", token=token)
+        assert (me.content["hasPassword"], me.content["hasOtherWay"]) == (True, True)
+        removed = await ask(house, "/me/password/remove", {}, token=token)
+        assert removed.status == 200
+        assert removed.content["endedSessions"] >= 2
+        assert (await ask(house, "/auth/me", method="GET", token=other)).status == 401
+        me = await ask(house, "/auth/me", method="GET", token=token)
+        assert me.content["hasPassword"] is False
+        assert not await signs_in(house, PASSWORD)
+
+
+@pytest.mark.usefixtures("later")
+async def test_later_removing_it_needs_the_current_password(tmp_path: Path) -> None:
+    rules = AccountRules(verifiers={"oidc": PlainVerifier(good=proven())}, issuers={proven().issuer})
+    async with open_household(tmp_path, accounts=rules) as house:
+        await add_account(house)
+        token = (await ask(house, "/auth/oidc", {"credential": "good"})).content["accessToken"]
+        for body in ({}, {"currentPassword": "wrong password"}):
+            assert (await ask(house, "/me/password/remove", body, token=token)).status == 403
+        right = {"currentPassword": PASSWORD}
+        assert (await ask(house, "/me/password/remove", right, token=token)).status == 200
 
 
 @pytest.mark.usefixtures("later")

@@ -417,6 +417,19 @@ async def test_the_page_survives_a_restart_of_the_server(tmp_path: Path) -> None
         assert complaints(page, expected=EXPECTED) == []
 
 
+async def test_page_is_back_soon_after_a_restart_that_is_shorter_than_announced(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, open_page() as page:
+        async with kitchen.serving(drain_s=15.0) as server:
+            await settle_in(server)
+            kitchen.switch_on()
+            await sign_in(page, kitchen)
+            await page.see("Live")
+        async with kitchen.serving(drain_s=15.0):
+            with trio.fail_after(4 * KIND):
+                await page.wait_for("document.querySelector('#link-text').textContent === 'Live'")
+        assert complaints(page, expected=EXPECTED) == []
+
+
 async def test_the_page_survives_the_loss_of_its_network(tmp_path: Path) -> None:
     async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
         await settle_in(server)
@@ -483,6 +496,13 @@ async def test_an_owner_shares_renames_and_removes(tmp_path: Path) -> None:
         code = await page.run("document.querySelector('#share-code').textContent")
         assert len(code) == 9
         await page.see("link valid until")
+        # Over plain HTTP, browsers offer no clipboard, and copy what is selected.
+        await page.run("Object.defineProperty(navigator, 'clipboard', {value: undefined}); undefined")
+        await page.run("document.querySelector('#share-copy').focus()")
+        await page.key("Enter", text="\r")
+        await page.wait_for("document.querySelector('#share-copy').textContent === 'Copied'")
+        assert "/pair?" in await page.run("getSelection().toString()")
+        assert "bad" in await page.run("document.querySelector('#shares button').className")
         await page.press("#shares button")
         await page.wait_for("document.querySelector('#shares').hidden")
 

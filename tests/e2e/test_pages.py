@@ -133,6 +133,29 @@ async def test_from_an_invite_to_the_machines_and_back_in_with_a_password(tmp_pa
         await page.see("Kitchen")
 
 
+async def test_password_can_be_set_and_changed_after_not_now(tmp_path: Path) -> None:
+    async with open_walk(tmp_path) as (server, page):
+        await page.go(f"{server.url}/login?next=/settings#invite={INVITE}")
+        await page.press("#accept")
+        await page.press("#skip")
+        await page.see("You have no password yet.")
+        assert await page.run("document.querySelector('#current-part').hidden")
+        for number, password in enumerate((PASSWORD, f"{PASSWORD} 2")):
+            if number:
+                await page.write("#current", PASSWORD)
+            await page.write("#chosen", password)
+            await page.press("#password-form button")
+            await page.see("The password is saved.")
+        # There is no other way to sign in.
+        assert await page.run("document.querySelector('#password-remove').hidden")
+        await page.press("#sign-out")
+        await page.write("#email", EMAIL)
+        await page.write("#password", f"{PASSWORD} 2")
+        await page.press("#sign-in button")
+        await page.see("this session")
+        assert page.problems == []
+
+
 async def test_session_ended_elsewhere_ends_here(tmp_path: Path) -> None:
     async with open_walk(tmp_path) as (server, page):
         await page.go(f"{server.url}/login#invite={INVITE}")

@@ -44,12 +44,13 @@ class Kitchen:
     @asynccontextmanager
     async def serving(self, **changed: Any) -> AsyncIterator[Server]:
         """Run a server for a block, each time on the same port and with the same registry."""
+        drain_s = changed.pop("drain_s", 0.3)
         settings = Settings(
             host="127.0.0.1",
             port=self.port,
             data_dir=self.folder,
             jwt_secret="tests-only-" + "s" * 32,
-            limits=ServerLimits(device_min_age_s=0.0, drain_s=0.3, close_s=0.3),
+            limits=ServerLimits(device_min_age_s=0.0, drain_s=drain_s, close_s=0.3),
             **changed,
         )
         async with open_server(settings) as server:

@@ -1,6 +1,6 @@
 """Rules for accounts: ways to sign in, limits of machines, and lifetimes of tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -28,6 +28,8 @@ class AccountRules:
 
     verifiers: Mapping[str, IdentityVerifier] = field(default_factory=dict)
     """By the last part of the sign-in path: "google", "oidc", "facebook"."""
+    issuers: Collection[str] = frozenset()
+    """The issuers of these verifiers, as the registry has them."""
     code_flows: Mapping[str, CodeFlow] = field(default_factory=dict)
     """By kind, "google" or "oidc": the providers whose sign-in page the relay's page leads to."""
     google_client_id: str | None = None

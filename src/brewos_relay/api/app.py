@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from quart import Response, request
+from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
@@ -169,12 +169,17 @@ def create_app(
         ).blueprint(),
         LoginSessionRoutes(
             store=store,
+            accounts=accounts,
             login_sessions=login_sessions,
             authenticator=authenticator,
             request_limits=request_limits,
         ).blueprint(),
         PasswordRoutes(
-            store=store, authenticator=authenticator, passwords=passwords, request_limits=request_limits
+            store=store,
+            accounts=accounts,
+            authenticator=authenticator,
+            passwords=passwords,
+            request_limits=request_limits,
         ).blueprint(),
         # The server itself.
         HealthRoutes(relay=relay, problems=problems, degraded=degraded).blueprint(),
@@ -243,7 +248,7 @@ class _RequestHooks:
     async def _add_headers(self, response: Response) -> Response:
         return self.security_headers.complete(
             response,
-            part=request.blueprint,
+            part=g.get("part", request.blueprint),
             secure=current_caller().scheme == "https",
             is_api=is_api_path(request.path),
         )

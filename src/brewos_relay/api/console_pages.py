@@ -14,12 +14,15 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from quart import Blueprint, Response, abort, request
+from quart import Blueprint, Response, abort, g, request
+from werkzeug.exceptions import HTTPException
 
 from brewos_relay.api.app_index import ENTRY
 from brewos_relay.api.console_app import MANIFEST, OFFLINE, SCOPE, WORKER, manifest_of, worker_of
 from brewos_relay.api.content_codings import CompressedContents
+from brewos_relay.api.error_handlers import http_exception
 from brewos_relay.api.page_texts import Catalogue, language_for, modules_of, read_catalogues
+from brewos_relay.api.payloads import is_api_path
 from brewos_relay.api.static_content import CONTENT_TYPES, IMMUTABLE, REVALIDATE, Page, make_page, send_page
 
 CALLBACK_PATH: Final = "/login/callback"
@@ -123,6 +126,20 @@ def console_blueprint(
         # A page of another instance may ask for its own version during an update.
         cache = IMMUTABLE if asked == console.version else REVALIDATE
         return await send_page(parts[name], compressed, cache=cache)
+
+    async def answer_not_found(problem: HTTPException) -> Response:
+        # Only a browser that opens a page gets one.
+        if is_api_path(request.path) or "text/html" not in request.headers.get("Accept", ""):
+            return await http_exception(problem)
+        g.part = blueprint.name
+        response = await _send_in_language(
+            {language: each["not_found.html"] for language, each in pages.items()}, compressed
+        )
+        response.vary.add("Accept")
+        response.status_code = 404
+        return response
+
+    blueprint.app_errorhandler(404)(answer_not_found)
 
     @blueprint.get("/ca")
     async def ca_page() -> Response:

@@ -50,7 +50,7 @@ class ErrorHandlers:
         app.register_error_handler(RoleTooLow, _role_too_low)
         app.register_error_handler(NotAnAdministrator, _not_an_administrator)
         app.register_error_handler(TooManyUnproven, _quota_reached)
-        app.register_error_handler(HTTPException, _http_exception)
+        app.register_error_handler(HTTPException, http_exception)
 
     async def _refused(self, refusal: Refused) -> Response:
         if refusal.reason is not None:
@@ -110,7 +110,7 @@ async def _not_an_administrator(_problem: NotAnAdministrator) -> Response:
     return _refusal_answer(admin_required())
 
 
-async def _http_exception(problem: HTTPException) -> Response:
+async def http_exception(problem: HTTPException) -> Response:
     """Answer an error of Quart, or a crash of a view: JSON under /api, plain text elsewhere."""
     status = problem.code or 500
     headers = {name: value for name, value in problem.get_headers() if name.lower() != "content-type"}

@@ -3,11 +3,13 @@
 import logging
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 from quart import Blueprint, Request, Response, request
+from sqlalchemy import Connection
 
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.app_cookie import clear_cookie, set_cookie
@@ -93,11 +95,15 @@ class Ended(msgspec.Struct):
 
 
 class Me(msgspec.Struct, rename="camel"):
-    """The user of a token. `sessionId` is null for a token without a session."""
+    """The user of a token. `sessionId` is null for a token without a session.
+
+    With `hasOtherWay`, the user can sign in with an identity provider, and may remove the password.
+    """
 
     user: Person
     is_admin: bool
     has_password: bool
+    has_other_way: bool
     session_id: str | None
 
 
@@ -201,6 +207,7 @@ class LoginSessionRoutes:
     """
 
     store: Registry
+    accounts: AccountRules
     login_sessions: LoginSessions
     authenticator: Authenticator
     request_limits: RequestLimits
@@ -306,10 +313,10 @@ class LoginSessionRoutes:
     async def me(self) -> Response:
         requester = await self.authenticator(request)
         # A token without a session may name any user, so it gets only its own token claims.
-        user = (
-            await self.store.read(registered.find_user, requester.user_id)
+        user, has_other_way = (
+            await self.store.read(_read_user, requester.user_id, issuers=self.accounts.issuers)
             if requester.session_id is not None
-            else None
+            else (None, False)
         )
         if user is None:
             person, has_password = Person(requester.user_id, requester.email, "", None), False
@@ -321,9 +328,14 @@ class LoginSessionRoutes:
                 user=person,
                 is_admin=requester.is_admin,
                 has_password=has_password,
+                has_other_way=has_other_way,
                 session_id=requester.session_id,
             )
         )
+
+
+def _read_user(db: Connection, user_id: str, *, issuers: Collection[str]) -> tuple[User | None, bool]:
+    return registered.find_user(db, user_id), registered.has_identity(db, user_id, issuers=issuers)
 
 
 def _shown(text: str | None, longest_chars: int) -> str | None:

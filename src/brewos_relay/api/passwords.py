@@ -1,6 +1,6 @@
-"""PUT /api/me/password, and the check of passwords, with limits against guessing and against lockout."""
+"""Setting and removing a password, and its check, with limits against guessing and against lockout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -10,6 +10,7 @@ import trio
 from quart import Blueprint, Response, request
 from sqlalchemy import Connection
 
+from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.authentication import Authenticator, Requester, current_caller
 from brewos_relay.api.fair_queue import FairQueue
 from brewos_relay.api.hashing import hash_in_thread
@@ -47,8 +48,14 @@ class NewPasswordBody(SecretStruct, rename="camel"):
     current_password: ShortText | None = None
 
 
+class RemovalBody(SecretStruct, rename="camel"):
+    """The body of `POST /api/me/password/remove`."""
+
+    current_password: ShortText | None = None
+
+
 class PasswordIsSet(msgspec.Struct, rename="camel"):
-    """How many other sessions were ended because the password changed."""
+    """How many other sessions were ended because the password changed or was removed."""
 
     ended_sessions: int
 
@@ -124,9 +131,10 @@ def _account_key(email: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PasswordRoutes:
-    """The route that sets a password."""
+    """The routes that set and remove a password."""
 
     store: Registry
+    accounts: AccountRules
     authenticator: Authenticator
     passwords: PasswordCheck
     request_limits: RequestLimits
@@ -137,6 +145,7 @@ class PasswordRoutes:
             "passwords",
             {
                 "PUT,POST /api/me/password": self.set_password,
+                "POST /api/me/password/remove": self.remove_password,
             },
         )
 
@@ -170,6 +179,33 @@ class PasswordRoutes:
         await self.store.catch_up(ends_only=True)
         return json_answer(PasswordIsSet(ended))
 
+    @described(
+        "Remove your password, if you can sign in with an identity provider. It ends your other sessions",
+        body=RemovalBody,
+        answer=PasswordIsSet,
+        refusals=[403, 409],
+    )
+    async def remove_password(self) -> Response:
+        requester = await self.authenticator.with_session(request)
+        network = network_of(current_caller().address)
+        async with self.request_limits.sign_ins.attempt(network):
+            body = await body_of(request, RemovalBody)
+            await self._check_may_set(requester, body.current_password, network)
+        ended = await self.store.write_as(
+            Authority(requester.principal),
+            _remove_password,
+            requester.user_id,
+            issuers=self.accounts.issuers,
+            keep=requester.session_id,
+            now_ms=now_ms(),
+        )
+        if ended is None:
+            raise Refused(
+                "You could not sign in without a password. Sign in with another service first.", status=409
+            )
+        await self.store.catch_up(ends_only=True)
+        return json_answer(PasswordIsSet(ended))
+
     async def _check_may_set(self, requester: Requester, current_password: str | None, network: str) -> None:
         session = (
             await self.store.find_session(requester.session_id) if requester.session_id is not None else None
@@ -195,6 +231,20 @@ def _set_password(db: Connection, user_id: str, password_hash: str, *, keep: str
     registered.set_password_hash(db, user_id, password_hash)
     if user is None or not user.has_password:
         return 0
+    return _end_others(db, user_id, keep=keep, now_ms=now_ms)
+
+
+def _remove_password(
+    db: Connection, user_id: str, *, issuers: Collection[str], keep: str | None, now_ms: int
+) -> int | None:
+    """Remove a password, end all sessions except `keep`, and return how many. None without another way in."""
+    if not registered.has_identity(db, user_id, issuers=issuers):
+        return None
+    registered.set_password_hash(db, user_id, None)
+    return _end_others(db, user_id, keep=keep, now_ms=now_ms)
+
+
+def _end_others(db: Connection, user_id: str, *, keep: str | None, now_ms: int) -> int:
     others = [
         session.id for session in login_sessions.sessions_of(db, user_id, now_ms=now_ms) if session.id != keep
     ]

@@ -186,6 +186,8 @@ class GoogleVerifier(Verifier):
 class FacebookVerifier:
     """Verifies access tokens that Facebook issued to our app."""
 
+    issuer: Final = FACEBOOK_ISSUER
+
     def __init__(
         self,
         *,

@@ -1,7 +1,7 @@
 // The server page for administrators: figures, pairing, machines, accounts and tokens.
 
 import { sendSignedIn } from "./api.js";
-import { askToConfirm, byId, createElement, goToLogin, onAction, pollWhileVisible, setText } from "./dom.js";
+import { askToConfirm, byId, copyField, createElement, goToLogin, onAction, pollWhileVisible, setText } from "./dom.js";
 import { clockTime, day, number, relativeTime } from "./format.js";
 import { showHeader } from "./header.js";
 import { SignedOut } from "./login_session.js";
@@ -218,10 +218,7 @@ onAction(byId("invite"), problem, async () => {
 });
 
 onAction(byId("invited-copy"), problem, async () => {
-  await navigator.clipboard.writeText(byId("invited-url").value);
-  setText(byId("invited-copy"), text("share.copied"));
+  await copyField(byId("invited-url"), byId("invited-copy"));
 });
-// Browsers offer the clipboard only over TLS.
-byId("invited-copy").hidden = !navigator.clipboard;
 
 if (showHeader(problem)) pollWhileVisible(refresh, EVERY_MS);

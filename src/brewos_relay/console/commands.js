@@ -104,7 +104,7 @@ export class Commands {
   }
 
   async #restart() {
-    const question = { title: text("restart.title"), text: text("restart.text"), act: text("restart.act") };
+    const question = { title: text("restart.title"), text: text("restart.text"), act: text("restart.act"), isBad: false };
     if (await askToConfirm(question)) this.#ask(text("restart.act"), { cmd: "restart" });
   }
 

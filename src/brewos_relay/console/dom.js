@@ -1,6 +1,7 @@
 // Shared by all pages: elements, messages, forms, and the way to the sign-in page.
 
 import { SignedOut } from "./login_session.js";
+import { text } from "./texts.js";
 
 export const byId = (id) => document.getElementById(id);
 
@@ -69,12 +70,21 @@ export async function pollWhileVisible(act, everyMs) {
   }, everyMs);
 }
 
-/** Ask for confirmation in a dialog. Resolves to true or false. */
-export function askToConfirm({ title, text, act }) {
+/** Copy the text of a field. Browsers offer the clipboard only over TLS; without it, they copy what is selected. */
+export async function copyField(field, button) {
+  field.focus();
+  field.select();
+  const isCopied = navigator.clipboard && (await navigator.clipboard.writeText(field.value).then(() => true, () => false));
+  setText(button, text(isCopied || document.execCommand("copy") ? "share.copied" : "share.selected"));
+}
+
+/** Ask for confirmation in a dialog. Resolves to true or false. `isBad` marks what takes something away. */
+export function askToConfirm({ title, text, act, isBad = true }) {
   const dialog = byId("confirm");
   setText(byId("confirm-title"), title);
   setText(byId("confirm-text"), text);
   setText(byId("confirm-do"), act);
+  byId("confirm-do").classList.toggle("bad", isBad);
   return new Promise((settle) => {
     let answer = false;
     byId("confirm-do").onclick = () => {

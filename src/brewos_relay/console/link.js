@@ -44,7 +44,11 @@ export class Link {
     // Browsers keep a page for its way back, with its connections: the user would still be watching.
     addEventListener("pagehide", () => this.#lose(1000));
     addEventListener("pageshow", ({ persisted }) => persisted && this.kick());
-    document.addEventListener("visibilitychange", () => document.hidden || this.#look());
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) return;
+      this.#look();
+      this.kick(); // the user is waiting
+    });
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
     this.#connect();
   }
@@ -138,7 +142,7 @@ export class Link {
     if (code === ACCESS_ENDED || (code === TOKEN_REJECTED && reason === NO_ACCESS)) return this.#end("ended");
     if (code === TOKEN_REJECTED) this.#rejected = token;
     this.#wait();
-    if (wasLive || code === TOKEN_REJECTED) return;
+    if (wasLive || this.restarting || code === TOKEN_REJECTED) return;
     // Browsers hide why a WebSocket was refused. Ask the HTTP API for the reason.
     const attempt = this.#attempt;
     try {

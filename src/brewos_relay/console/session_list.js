@@ -23,7 +23,7 @@ function row(session, problem) {
     element.append(createElement("span", "tag", text("sessions.this")));
     return element;
   }
-  const end = createElement("button", "quiet small", text("header.sign-out"));
+  const end = createElement("button", "quiet small bad", text("header.sign-out"));
   end.setAttribute("aria-label", text("sessions.sign-out", { name }));
   onAction(end, problem, async () => {
     await sendSignedIn("DELETE", `/api/auth/sessions/${encodeURIComponent(session.id)}`);

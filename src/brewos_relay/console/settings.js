@@ -1,8 +1,9 @@
 // The settings of this device: language, unit of temperatures, clock, and notifications.
 
-import { byId } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import { homePage, showHeader } from "./header.js";
 import { storedSession } from "./login_session.js";
+import { startPassword } from "./password.js";
 import { choices, choose, suggested } from "./preferences.js";
 import { startPushSettings } from "./push_settings.js";
 import { text } from "./texts.js";
@@ -25,4 +26,5 @@ document.querySelector("header .mark").href = homePage;
 if (storedSession()) {
   showHeader(byId("problem"));
   startPushSettings(byId("problem"));
+  startPassword(byId("password-problem")).catch(({ message }) => setText(byId("problem"), message));
 }

@@ -1,15 +1,13 @@
 // Sharing the machine: a new link with its QR code and short code, and the list of valid links.
 
 import { sendSignedIn } from "./api.js";
-import { byId, createElement, onAction, setText } from "./dom.js";
+import { byId, copyField, createElement, onAction, setText } from "./dom.js";
 import { clockTime } from "./format.js";
 import { roleName, text } from "./texts.js";
 
 /** Set up sharing for an owner. */
 export async function startSharing(deviceId, problem) {
   const path = `/api/devices/${deviceId}`;
-  let url = "";
-
   async function refresh() {
     const { shares } = await sendSignedIn("GET", `${path}/shares`);
     byId("shares").replaceChildren(...shares.map(row));
@@ -18,7 +16,7 @@ export async function startSharing(deviceId, problem) {
 
   function row({ shareId, role, until, expiresAt, usesLeft }) {
     const more = [until && text("share.access-until", { time: clockTime(until) }), usesLeft !== null && text("share.left", { count: usesLeft }), text("share.valid-until", { time: clockTime(expiresAt) })];
-    const revoke = createElement("button", "quiet small", text("token.revoke"));
+    const revoke = createElement("button", "quiet small bad", text("token.revoke"));
     revoke.setAttribute("aria-label", text("share.revoke", { role: roleName(role) }));
     onAction(revoke, problem, async () => {
       await sendSignedIn("DELETE", `${path}/shares/${encodeURIComponent(shareId)}`);
@@ -34,7 +32,7 @@ export async function startSharing(deviceId, problem) {
       role: byId("share-role").value,
       ...(forMs && { until: Date.now() + forMs }),
     });
-    url = made.url;
+    byId("share-url").value = made.url;
     byId("share-qr").src = picture(made.qr);
     setText(byId("share-code"), made.manualCode);
     setText(byId("share-copy"), text("share.copy"));
@@ -43,11 +41,8 @@ export async function startSharing(deviceId, problem) {
   });
 
   onAction(byId("share-copy"), problem, async () => {
-    await navigator.clipboard.writeText(url);
-    setText(byId("share-copy"), text("share.copied"));
+    await copyField(byId("share-url"), byId("share-copy"));
   });
-  // Browsers offer the clipboard only over TLS.
-  byId("share-copy").hidden = !navigator.clipboard;
 
   byId("sharing").hidden = false;
   await refresh();

@@ -80,7 +80,7 @@ export class UserList {
   }
 
   #removal({ userId, displayName }) {
-    const button = createElement("button", "quiet small", text("people.remove"));
+    const button = createElement("button", "quiet small bad", text("people.remove"));
     button.setAttribute("aria-label", text("people.remove-label", { name: displayName }));
     onAction(button, this.#problem, async () => {
       const question = { title: text("people.remove-title", { name: displayName }), text: text("people.remove-text"), act: text("people.remove") };

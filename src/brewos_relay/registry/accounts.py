@@ -8,7 +8,7 @@ Signing in never makes an administrator. `set_admin` does, and an invite that sa
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select, update
@@ -17,7 +17,7 @@ from brewos_relay.errors import UserExists
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.emails import email_key, fold, normal_email
 from brewos_relay.registry.records import User
-from brewos_relay.registry.schema import invites, users
+from brewos_relay.registry.schema import identities, invites, users
 from brewos_relay.texts import NAME_CHARS, clean_name
 
 _THERE: Final = users.c.removed_at_ms.is_(None)
@@ -126,6 +126,12 @@ def set_password_hash(db: Connection, user_id: str, password_hash: str | None) -
     """Store the hash of a user's password, or remove it. False if there is no such account."""
     changed = update(users).where(users.c.id == user_id, _THERE).values(password_hash=password_hash)
     return db.execute(changed).rowcount > 0
+
+
+def has_identity(db: Connection, user_id: str, *, issuers: Collection[str]) -> bool:
+    """Tell whether a user can sign in with one of these issuers."""
+    found = select(identities.c.issuer).where(identities.c.user_id == user_id)
+    return not frozenset(issuers).isdisjoint(db.scalars(found))
 
 
 def password_hash_of(db: Connection, email: str) -> tuple[str, str] | None:

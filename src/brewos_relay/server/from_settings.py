@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
 
-from brewos_relay.api.account_rules import AccountRules, IdentityVerifier
+from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.api.console_pages import CALLBACK_PATH, PublishedCa
 from brewos_relay.auth.code_flow import CodeFlow
 from brewos_relay.auth.identity_providers import FacebookVerifier, GoogleVerifier, Verifier
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def account_rules(settings: Settings) -> AccountRules:
     """Build the rules for accounts, without any network access."""
-    verifiers: dict[str, IdentityVerifier] = {}
+    verifiers: dict[str, Verifier | FacebookVerifier] = {}
     code_flows: dict[str, CodeFlow] = {}
     redirect_uri = f"{settings.public_url}{CALLBACK_PATH}"
     if settings.google_client_ids:
@@ -62,6 +62,7 @@ def account_rules(settings: Settings) -> AccountRules:
         )
     return AccountRules(
         verifiers=verifiers,
+        issuers=frozenset(verifier.issuer for verifier in verifiers.values()),
         code_flows=code_flows,
         google_client_id=next(iter(settings.google_client_ids), None),
         oidc_issuer=settings.oidc_issuer,
