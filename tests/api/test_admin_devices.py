@@ -9,7 +9,7 @@ from brewos_relay.api import pairing
 from brewos_relay.api.account_rules import AccountRules
 from brewos_relay.registry.accounts import set_admin
 from brewos_relay.registry.pairing_limits import NewDeviceRules, PairingMode
-from support.household import MACHINE, Answer, Household, open_household
+from support.household import MACHINE, SECOND, Answer, Household, open_household
 from support.sign_ins import sign_in
 
 pytestmark = pytest.mark.usefixtures("each_registry")
@@ -48,6 +48,27 @@ async def test_administrator_opens_and_closes_the_window(tmp_path: Path) -> None
         assert (await house.ask("DELETE", "/admin/pairing", token=token)).content == closed
         assert (await register(house)).status == 200
         assert (await register(house, deviceId="BRW-0000004E")).status == 403
+
+
+async def test_administrator_sorts_and_filters_devices_and_accounts(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        token = await administrator(house)
+        ids: list[str] = []
+        path: str | None = "/admin/devices?sort=id&order=desc&limit=1"
+        while path is not None:
+            answer = (await house.ask("GET", path, token=token)).content
+            ids += [one["id"] for one in answer["devices"]]
+            following = answer["next"]
+            path = following and f"/admin/devices?sort=id&order=desc&limit=1&after={following}"
+        assert ids == sorted(ids, reverse=True)
+        assert {MACHINE, SECOND} <= set(ids)
+        for query in ("only=unowned", "only=newKey", "owner=stranger"):
+            found = (await house.ask("GET", f"/admin/devices?{query}", token=token)).content["devices"]
+            assert MACHINE not in [one["id"] for one in found]
+        people = await house.ask("GET", "/admin/users?only=administrators&sort=createdAt", token=token)
+        assert len(people.content["users"]) == 1
+        for path in ("/admin/devices?sort=key_hash", "/admin/devices?order=up", "/admin/users?sort=lastSeen"):
+            assert (await house.ask("GET", path, token=token)).status == 400
 
 
 @pytest.mark.parametrize("minutes", [0, -1, 24 * 60 + 1, "10", 1.5])

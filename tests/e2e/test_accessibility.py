@@ -88,7 +88,7 @@ async def test_pages_for_users_have_no_faults(tmp_path: Path) -> None:
             press="#curves-values summary",
         )
         await faults.check("/", "document.querySelectorAll('#machines li').length > 1")
-        await faults.check("/admin", "document.querySelectorAll('#accounts li').length > 1")
+        await faults.check("/admin", "document.querySelectorAll('#users tr').length > 1")
         await faults.check("/settings", "document.querySelector('#clock').options[0].text.includes(':')")
         await faults.check("/console/offline", shown("#again"))
         assert faults.found == []

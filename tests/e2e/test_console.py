@@ -592,13 +592,33 @@ async def test_administrator_manages_people_and_tokens(tmp_path: Path) -> None:
         await page.see("BRW-12AB34CD")
         await page.wait_for("document.querySelector('#devices-online').textContent === '1'")
         await page.wait_for("document.querySelector('#rate-devices').textContent.includes('.')")
+        # Sorted by a column, and a second time the other way round. The URL keeps it.
+        names = "[...document.querySelectorAll('#devices .name')].map((one) => one.innerText).join()"
+        await page.wait_for(f"{names} === 'Kitchen,Office'")
+        for order, expected in (("ascending", "Kitchen,Office"), ("descending", "Office,Kitchen")):
+            await page.press("th[data-sort='name'] button")
+            await page.wait_for(f"{names} === '{expected}'")
+            heading = "document.querySelector('[aria-labelledby=devices-title] [data-sort=name]')"
+            assert await page.run(f"{heading}.ariaSort") == order
+        await page.call("Page.reload")
+        await page.wait_for(f"{names} === 'Office,Kitchen'")
+        # Rows link to the people, these to their machines, and the user's own machines to their pages.
+        await page.press("#devices td:nth-child(3) a")
+        await page.wait_for("document.querySelector('#find-user').value === 'ada@example.org'")
+        await page.wait_for("document.querySelectorAll('#users tr').length === 1")
+        await page.press("#users td:nth-child(2) a")
+        await page.wait_for(f"document.querySelector('#owner').value === 'ada@example.org' && {names}")
+        machine = "document.querySelector('#devices a').pathname"
+        assert str(await page.run(machine)).startswith("/machine/BRW-")
+        await page.go(f"{kitchen.url}/admin")
+        await page.wait_for(f"{names} === 'Kitchen,Office'")
         await page.write("#find-device", "offi")
         await page.wait_for("!document.querySelector('#devices').innerText.includes('Kitchen')")
         await page.press("[aria-label='Make administrator: ben@example.org']")
-        await page.wait_for("document.querySelectorAll('#accounts .tag').length === 2")
+        await page.wait_for("document.querySelectorAll('#users .tag').length === 2")
         await page.press("[aria-label='Remove cleo@example.org']")
         await page.press("#confirm-do")
-        await page.wait_for("document.querySelectorAll('#accounts li').length === 2")
+        await page.wait_for("document.querySelectorAll('#users tr').length === 2")
         await page.press("[aria-label='Revoke wall']")
         await page.press("#confirm-do")
         await page.wait_for("document.querySelector('#tokens').innerText.includes('revoked')")

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, find_users, lock_admins, set_admin, some_users
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.device_overview import Totals, list_device_overviews, totals
-from brewos_relay.registry.devices import add_devices
+from brewos_relay.registry.devices import add_devices, record_seen
 from brewos_relay.registry.records import NewDevice
 
 IDS = ["BRW-0000000A", "BRW-0000000B", "BRW-0000000C"]
@@ -39,6 +41,58 @@ def test_pages_follow_each_other(database: Database) -> None:
         assert list_device_overviews(db, after=IDS[2], limit=2) == []
         assert [one.email for one in some_users(db, limit=1)] == ["ada@example.org"]
         assert [one.email for one in some_users(db, after="ada@example.org", limit=9)] == ["ben@example.org"]
+
+
+SORTED = [
+    ({"sort": "name"}, [IDS[1], IDS[2], IDS[0]]),
+    ({"sort": "name", "descending": True}, [IDS[0], IDS[2], IDS[1]]),
+    ({"sort": "lastSeen"}, [IDS[0], IDS[2], IDS[1]]),
+    ({"descending": True}, IDS[::-1]),
+    ({"only": "unowned"}, IDS[2:]),
+    ({"only": "newKey"}, []),
+    ({"owner": "ADA@example.org"}, IDS[:1]),
+    ({"owner": "by-token"}, IDS[1:2]),
+    ({"owner": "%"}, []),
+]
+
+
+@pytest.mark.parametrize(("wanted", "ids"), SORTED)
+@pytest.mark.parametrize("limit", [1, 2, 10])
+def test_all_devices_are_sorted_and_filtered_not_only_those_of_a_page(
+    database: Database, wanted: dict[str, Any], ids: list[str], limit: int
+) -> None:
+    with database as opened:
+        with opened.writing() as db:
+            record_seen(db, {IDS[2]: 5, IDS[1]: 9})
+        with opened.reading() as db:
+            found: list[str] = []
+            while page := list_device_overviews(db, **wanted, after=found[-1] if found else "", limit=limit):
+                found += [one.device.id for one in page]
+    assert found == ids
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ({}, ["ada", "ben", "cleo"]),
+        ({"descending": True}, ["cleo", "ben", "ada"]),
+        ({"sort": "name"}, ["ben", "ada", "cleo"]),
+        ({"sort": "createdAt", "descending": True}, ["cleo", "ben", "ada"]),
+        ({"only": "administrators"}, ["cleo"]),
+    ],
+)
+@pytest.mark.parametrize("limit", [1, 10])
+def test_all_accounts_are_sorted_and_filtered(
+    database: Database, wanted: dict[str, Any], names: list[str], limit: int
+) -> None:
+    with database as opened:
+        with opened.writing() as db:
+            set_admin(db, add_user(db, email="cleo@example.org", name="cleo", now_ms=2).id, True)
+        with opened.reading() as db:
+            found: list[str] = []
+            while page := some_users(db, **wanted, after=found[-1] if found else "", limit=limit):
+                found += [one.email for one in page]
+    assert [email.partition("@")[0] for email in found] == names
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from brewos_relay.auth.proxy_trust import ProxyTrust
 from brewos_relay.auth.secrets import generate_secret_token, hash_secret
 from brewos_relay.protocols import Registry
 from brewos_relay.registry.account_removal import close_account
-from brewos_relay.registry.accounts import find_user, lock_admins, set_admin, some_users
+from brewos_relay.registry.accounts import UserFilter, UserSort, find_user, lock_admins, set_admin, some_users
 from brewos_relay.registry.authority import Authority
 from brewos_relay.registry.invites import add_invite
 from brewos_relay.registry.issued_tokens import all_tokens, revoke_token
@@ -42,11 +42,19 @@ _LAST_ADMIN: Final = "This is the last administrator. Make another account an ad
 
 
 class Listing(msgspec.Struct):
-    """A page of entries: at most `limit`, after the entry `after`, that contain `find`."""
+    """A page of entries: at most `limit`, after the entry `after`, that contain `find`, in an order."""
 
     find: Annotated[str, msgspec.Meta(max_length=320)] = ""
     after: Annotated[str, msgspec.Meta(max_length=320)] = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
+    order: Literal["asc", "desc"] = "asc"
+
+
+class AccountListing(Listing):
+    """A page of accounts. `only` limits the list further."""
+
+    only: UserFilter = "all"
+    sort: UserSort = "email"
 
 
 class Account(msgspec.Struct, rename="camel", kw_only=True):
@@ -61,7 +69,7 @@ class Account(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class Accounts(msgspec.Struct):
-    """Accounts, sorted by e-mail address. `next` is the `after` of the next page, or null."""
+    """Accounts. `next` is the `after` of the next page, or null."""
 
     users: list[Account]
     next: str | None
@@ -133,13 +141,21 @@ class AdminAccountRoutes:
     @described(
         "List the accounts of this server, as an administrator",
         answer=Accounts,
-        query=Listing,
+        query=AccountListing,
         refusals=[403],
     )
     async def all_accounts(self) -> Response:
         await self.authenticator.administrator(request)
-        page = query_of(request, Listing)
-        found = await self.store.read(some_users, find=page.find, after=page.after, limit=page.limit)
+        page = query_of(request, AccountListing)
+        found = await self.store.read(
+            some_users,
+            find=page.find,
+            only=page.only,
+            sort=page.sort,
+            descending=page.order == "desc",
+            after=page.after,
+            limit=page.limit,
+        )
         return json_answer(
             Accounts(
                 users=[_account_answer(user) for user in found],

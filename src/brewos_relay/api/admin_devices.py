@@ -9,11 +9,17 @@ from quart import Blueprint, Response, request
 from brewos_relay.api.admin_accounts import Listing
 from brewos_relay.api.authentication import Authenticator
 from brewos_relay.api.openapi import Done, described, make_blueprint
-from brewos_relay.api.payloads import Refused, body_of, json_answer, query_of
+from brewos_relay.api.payloads import Refused, ShortText, body_of, json_answer, query_of
 from brewos_relay.live_devices import LiveDevice
 from brewos_relay.protocols import Registry, RelayView
 from brewos_relay.registry.authority import Authority
-from brewos_relay.registry.device_overview import DeviceOverview, list_device_overviews, totals
+from brewos_relay.registry.device_overview import (
+    DeviceFilter,
+    DeviceOverview,
+    DeviceSort,
+    list_device_overviews,
+    totals,
+)
 from brewos_relay.registry.pairing_limits import (
     NewDeviceRules,
     PairingMode,
@@ -27,6 +33,14 @@ from brewos_relay.vocabulary import iso_time, now_ms
 _MINUTES_AT_MOST: Final = 24 * 60
 
 _CLOSED: Final = "This server accepts no new machines: BREWOS_RELAY_PAIRING is 'closed'."
+
+
+class DeviceListing(Listing):
+    """A page of devices. `owner` is the id or address of an owner; `only` limits the list further."""
+
+    owner: ShortText = ""
+    only: DeviceFilter = "all"
+    sort: DeviceSort = "id"
 
 
 class AdminDevice(msgspec.Struct, rename="camel", kw_only=True):
@@ -44,7 +58,7 @@ class AdminDevice(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class AdminDevices(msgspec.Struct):
-    """Devices, sorted by id. `next` is the `after` of the next page, or null."""
+    """Devices. `next` is the `after` of the next page, or null."""
 
     devices: list[AdminDevice]
     next: str | None
@@ -121,14 +135,21 @@ class AdminDeviceRoutes:
     @described(
         "List the devices of this server, as an administrator",
         answer=AdminDevices,
-        query=Listing,
+        query=DeviceListing,
         refusals=[403],
     )
     async def all_devices(self) -> Response:
         await self.authenticator.administrator(request)
-        page = query_of(request, Listing)
+        page = query_of(request, DeviceListing)
         found = await self.store.read(
-            list_device_overviews, find=page.find, after=page.after, limit=page.limit
+            list_device_overviews,
+            find=page.find,
+            owner=page.owner,
+            only=page.only,
+            sort=page.sort,
+            descending=page.order == "desc",
+            after=page.after,
+            limit=page.limit,
         )
         live = await self.relay.find_live([one.device.id for one in found])
         return json_answer(

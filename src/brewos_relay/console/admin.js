@@ -3,8 +3,8 @@
 import { sendSignedIn } from "./api.js";
 import { askToConfirm, byId, copyField, createElement, goToLogin, onAction, pollWhileVisible, setText } from "./dom.js";
 import { clockTime, day, number, relativeTime } from "./format.js";
-import { showHeader } from "./header.js";
-import { SignedOut } from "./login_session.js";
+import { machinePage, showHeader } from "./header.js";
+import { SignedOut, storedSession } from "./login_session.js";
 import { PagedList } from "./paged_list.js";
 import { machineTypeName, roleName, text, textFrom } from "./texts.js";
 
@@ -18,12 +18,12 @@ const problem = byId("problem");
 let before = null; // the previous figures
 
 const devices = new PagedList({
-  path: "/api/admin/devices", name: "devices", row: deviceRow, problem,
-  list: "devices", none: "no-devices", more: "more-devices", find: "find-device",
+  path: "/api/admin/devices", name: "devices", row: deviceRow, problem, none: "no-devices", more: "more-devices",
+  sort: "id", fields: { find: byId("find-device"), owner: byId("owner"), only: byId("only-devices") },
 });
 const accounts = new PagedList({
-  path: "/api/admin/users", name: "users", row: accountRow, problem,
-  list: "accounts", none: "no-accounts", more: "more-accounts", find: "find-user",
+  path: "/api/admin/users", name: "users", row: accountRow, problem, none: "no-accounts", more: "more-accounts",
+  sort: "email", fields: { find: byId("find-user"), only: byId("only-users") },
 });
 
 const tokens = byId("tokens");
@@ -147,7 +147,7 @@ onAction(byId("pairing-close"), problem, async () => {
 
 function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, machineType, keyPending, owners }) {
   const apps = clients && text("instance.apps", { count: clients });
-  const more = [id, owners.join(", ") || text("admin.no-owner"), machineTypeName(machineType), firmwareVersion && text("home.firmware", { version: firmwareVersion }), apps];
+  const more = [machineTypeName(machineType), firmwareVersion && text("home.firmware", { version: firmwareVersion }), apps];
   const release = createElement("button", "quiet small bad", text("release.act"));
   release.setAttribute("aria-label", text("release.label", { name: id }));
   onAction(release, problem, async () => {
@@ -155,19 +155,23 @@ function deviceRow({ id, name, isOnline, clients, lastSeen, firmwareVersion, mac
     await sendSignedIn("POST", `/api/admin/devices/${encodeURIComponent(id)}/release`);
     await devices.refresh();
   });
-  return createElement("li", "", [
-    createElement("div", "what", [
-      createElement("div", "name", name ?? id),
+  const isOwn = owners.includes(storedSession()?.user?.email);
+  const label = name ?? id;
+  const presence = isOnline ? createElement("span", "state online", text("presence.online")) : createElement("span", "state", lastSeen ? text("presence.last-seen", { time: relativeTime(lastSeen) }) : text("presence.never"));
+  return tableRow([
+    [
+      createElement("div", "name", isOwn ? linkTo(machinePage(id), label) : label),
       createElement("div", "more", more.filter(Boolean).join(" · ")),
       ...(keyPending ? [createElement("div", "more", text("admin.new-key"))] : []),
-    ]),
-    isOnline ? createElement("span", "state online", text("presence.online")) : createElement("span", "state", lastSeen ? text("presence.last-seen", { time: relativeTime(lastSeen) }) : text("presence.never")),
-    ...(owners.length ? [createElement("span", "acts", [release])] : []),
+    ],
+    id,
+    owners.length ? owners.map((owner) => createElement("div", "", linkTo(PagedList.url("users", { find: owner }), owner))) : text("admin.no-owner"),
+    presence,
+    owners.length ? release : "",
   ]);
 }
 
 function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
-  const more = [name && email, hasPassword ? text("account.password") : text("account.no-password"), text("sessions.since", { day: day(createdAt) })];
   const path = `/api/admin/users/${encodeURIComponent(id)}`;
   const change = createElement("button", "quiet small", isAdmin ? text("account.demote") : text("account.promote"));
   change.setAttribute("aria-label", text(isAdmin ? "account.demote-label" : "account.promote-label", { name: email }));
@@ -182,11 +186,33 @@ function accountRow({ id, email, name, isAdmin, hasPassword, createdAt }) {
     await sendSignedIn("DELETE", path);
     await accounts.refresh();
   });
-  return createElement("li", "", [
-    createElement("div", "what", [createElement("div", "name", name ?? email), createElement("div", "more", more.filter(Boolean).join(" · "))]),
-    ...(isAdmin ? [createElement("span", "tag", text("account.administrator"))] : []),
+  return tableRow([
+    [
+      createElement("div", "name", name ?? email),
+      createElement("div", "more", hasPassword ? text("account.password") : text("account.no-password")),
+      ...(isAdmin ? [createElement("span", "tag", text("account.administrator"))] : []),
+    ],
+    [createElement("div", "", email), linkTo(PagedList.url("devices", { owner: email }), text("admin.their-machines"))],
+    day(createdAt),
     createElement("span", "acts", [change, remove]),
   ]);
+}
+
+/** Make a row. The roles stay when the rows are shown as blocks, on phones. */
+function tableRow(cells) {
+  const row = createElement("tr", "", cells.map((content) => {
+    const cell = createElement("td", "", content);
+    cell.setAttribute("role", "cell");
+    return cell;
+  }));
+  row.setAttribute("role", "row");
+  return row;
+}
+
+function linkTo(url, label) {
+  const link = createElement("a", "", label);
+  link.href = url;
+  return link;
 }
 
 function tokenRow({ id, name, userId, role, devices, expiresAt, revokedAt }) {

@@ -8,14 +8,15 @@ Signing in never makes an administrator. `set_admin` does, and an invite that sa
 """
 
 import uuid
-from collections.abc import Collection, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, func, insert, or_, select, update
 
 from brewos_relay.errors import UserExists
 from brewos_relay.registry.devices import IDS_AT_ONCE, chunks
 from brewos_relay.registry.emails import email_key, fold, normal_email
+from brewos_relay.registry.ordering import ordered
 from brewos_relay.registry.records import User
 from brewos_relay.registry.schema import identities, invites, users
 from brewos_relay.texts import NAME_CHARS, clean_name
@@ -36,6 +37,14 @@ _BY_IDS: Final = _USERS.where(users.c.id.in_(bindparam("of_users", expanding=Tru
 _HAS_ADDRESS: Final = or_(users.c.email_key == bindparam("key"), users.c.email == bindparam("wanted"))
 _THIS_FIRST: Final = (users.c.email == bindparam("wanted")).desc()
 _BY_EMAIL: Final = _USERS.where(_HAS_ADDRESS).order_by(_THIS_FIRST).limit(1)
+UserSort: TypeAlias = Literal["email", "name", "createdAt"]
+UserFilter: TypeAlias = Literal["all", "administrators"]
+
+_SORTS: Final[Mapping[str, ColumnElement[Any]]] = {
+    "email": users.c.email,
+    "name": func.lower(func.coalesce(users.c.name, "")),
+    "createdAt": users.c.created_at_ms,
+}
 _ALL: Final = _USERS.order_by(users.c.email)
 _ADMINS: Final = select(users.c.id).where(users.c.is_admin).order_by(users.c.id).with_for_update()
 _PASSWORD: Final = (
@@ -79,12 +88,23 @@ def all_users(db: Connection) -> list[User]:
     return [_user(row) for row in db.execute(_ALL)]
 
 
-def some_users(db: Connection, *, find: str = "", after: str = "", limit: int) -> list[User]:
-    """List accounts ordered by e-mail address: at most `limit`, after the address `after`.
+def some_users(
+    db: Connection,
+    *,
+    find: str = "",
+    only: UserFilter = "all",
+    sort: UserSort = "email",
+    descending: bool = False,
+    after: str = "",
+    limit: int,
+) -> list[User]:
+    """List accounts, sorted by a column and then by address: at most `limit`, after the address `after`.
 
     `find` limits the list to accounts with this text in their address or name, in any case.
     """
-    query = _ALL.where(users.c.email > after).limit(limit)
+    query = ordered(_USERS.limit(limit), _SORTS[sort], users.c.email, descending=descending, after=after)
+    if only == "administrators":
+        query = query.where(users.c.is_admin)
     if find:
         wanted = ((users.c.email, find.lower()), (users.c.email_key, fold(find)))
         name = (func.lower(users.c.name), find.lower())

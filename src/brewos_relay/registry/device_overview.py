@@ -1,15 +1,33 @@
 """Lists for administrators: all devices with their owners, and totals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal, TypeAlias
 
-from sqlalchemy import Connection, bindparam, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+)
 
 from brewos_relay.registry.devices import device_of
+from brewos_relay.registry.ordering import ordered
 from brewos_relay.registry.records import Device
 from brewos_relay.registry.schema import device_users, devices, users
 
+DeviceSort: TypeAlias = Literal["id", "name", "lastSeen"]
+DeviceFilter: TypeAlias = Literal["all", "unowned", "newKey"]
+
+_SORTS: Final[Mapping[str, ColumnElement[Any]]] = {
+    "id": devices.c.id,
+    "name": func.lower(func.coalesce(devices.c.name, "")),
+    "lastSeen": func.coalesce(devices.c.last_seen_ms, 0),
+}
+_OWNED: Final = exists().where(device_users.c.device_id == devices.c.id, device_users.c.role == "owner")
 _OWNERS: Final = (
     select(device_users.c.device_id, users.c.email, device_users.c.user_id)
     .join_from(device_users, users, users.c.id == device_users.c.user_id, isouter=True)
@@ -35,13 +53,31 @@ class Totals:
 
 
 def list_device_overviews(
-    db: Connection, *, find: str = "", after: str = "", limit: int
+    db: Connection,
+    *,
+    find: str = "",
+    owner: str = "",
+    only: DeviceFilter = "all",
+    sort: DeviceSort = "id",
+    descending: bool = False,
+    after: str = "",
+    limit: int,
 ) -> list[DeviceOverview]:
-    """List devices in the order of their ids: at most `limit`, after the id `after`.
+    """List devices, sorted by a column and then by id: at most `limit`, after the device `after`.
 
-    `find` limits the list to devices with this text in their id or name, in any case.
+    Those without a name, and those that were never seen, come first. `find` limits the list to devices with
+    this text in their id or name, in any case, and `owner` to those of an owner, a user id or an address.
     """
-    query = select(devices).where(devices.c.id > after).order_by(devices.c.id).limit(limit)
+    query = select(devices).limit(limit)
+    query = ordered(query, _SORTS[sort], devices.c.id, descending=descending, after=after)
+    if owner:
+        account = select(users.c.id).where(users.c.email == owner.lower())
+        of_owner = or_(device_users.c.user_id == owner, device_users.c.user_id.in_(account))
+        query = query.where(_OWNED.where(of_owner))
+    if only == "unowned":
+        query = query.where(~_OWNED)
+    elif only == "newKey":
+        query = query.where(devices.c.key_pending_since_ms.is_not(None))
     if find:
         columns = (func.lower(devices.c.id), func.lower(devices.c.name))
         query = query.where(or_(*(each.contains(find.lower(), autoescape=True) for each in columns)))
