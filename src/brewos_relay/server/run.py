@@ -7,9 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import structlog
-import trio
 
-from brewos_relay.core.pauses import RunningClock
 from brewos_relay.server.assembly import open_server
 from brewos_relay.server.from_settings import missing_administrator, plain_http_warning, published_ca
 from brewos_relay.server.process import SystemdNotifier, logging_of, open_notifier, prepare_process
@@ -17,6 +15,7 @@ from brewos_relay.server.signals import ServerSignals
 from brewos_relay.server.sockets import describe_addresses
 from brewos_relay.settings import Settings
 from brewos_relay.telemetry.line_writer import LineWriter
+from brewos_relay.wire.hosting import run_hosted
 
 if TYPE_CHECKING:
     from brewos_relay.server.worker import Worker
@@ -48,7 +47,7 @@ def run_server(
         output = LineWriter(sys.stdout)
         stack.callback(output.flush)
         caught = signals or stack.enter_context(ServerSignals().caught())
-        trio.run(_run, settings, announce or output.put, caught, worker, clock=RunningClock())
+        run_hosted(_run, settings, announce or output.put, caught, worker)
 
 
 async def _run(

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from brewos_relay.core.counters import Counters
+from brewos_relay.wire.hosting import free_host
 from brewos_relay.wire.poller import Poller
 
 
@@ -15,13 +16,22 @@ from brewos_relay.wire.poller import Poller
 async def open_poller(counters: Counters | None = None) -> AsyncIterator[Poller]:
     """Open a poller, and run it until the block is left. It measures `counters.latency`.
 
-    **Owns:** the task that reads.
+    In a hosted run, the loop around Trio runs it; see `wire.hosting`.
+
+    **Owns:** the task that reads, or that lets the loop read.
     """
     poller = Poller(counters)
+    host = free_host()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(poller.run)
+            if host is None:
+                nursery.start_soon(poller.run)
+            else:
+                host.is_taken = True
+                nursery.start_soon(host.serve, poller)
             yield poller
             nursery.cancel_scope.cancel()
     finally:
+        if host is not None:
+            host.is_taken = False
         poller.close()

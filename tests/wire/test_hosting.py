@@ -1,0 +1,284 @@
+"""Trio runs inside the loop that reads the sockets."""
+
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.lowlevel
+
+from brewos_relay.wire import hosting
+from brewos_relay.wire.hosting import free_host, run_hosted
+from brewos_relay.wire.poller import Poller
+from brewos_relay.wire.polling import open_poller
+from support.polled import Calls
+from support.sockets import socket_pair
+
+LIMIT_S = 5
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a test in the loop, with a limit of time."""
+
+    async def limited() -> None:
+        with trio.fail_after(LIMIT_S):
+            await main()
+
+    run_hosted(limited)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket_pair() as (near, far):
+        yield near, far
+
+
+def count_open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+async def test_a_usual_run_has_no_host() -> None:
+    assert free_host() is None
+
+
+def test_result_and_arguments_are_those_of_a_run() -> None:
+    async def add(one: int, two: int) -> int:
+        await trio.lowlevel.checkpoint()
+        assert free_host() is not None
+        return one + two
+
+    assert run_hosted(add, 1, 2) == 3
+
+
+def test_an_exception_ends_the_run() -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    open_files = count_open_files()
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            run_hosted(fail)
+    assert count_open_files() == open_files
+
+
+def test_sockets_timers_and_threads_work_side_by_side(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    received: list[bytes] = []
+
+    async def main() -> None:
+        assert await trio.to_thread.run_sync(lambda: "before") == "before"
+        async with open_poller() as poller:
+            came = trio.Event()
+
+            def take(data: bytes) -> None:
+                received.append(data)
+                came.set()
+
+            poller.watch(near.fileno(), Calls(lambda: near.recv(10), take))
+            for data in (b"one", b"two"):
+                await trio.to_thread.run_sync(far.send, data)
+                await came.wait()
+                came = trio.Event()
+                await trio.sleep(0.001)
+            poller.unwatch(near.fileno())
+        with trio.move_on_after(0.01) as scope:
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+
+    run(main)
+    assert received == [b"one", b"two"]
+
+
+def test_a_read_may_start_tasks_and_move_deadlines(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, open_poller() as poller:
+            ended = trio.Event()
+
+            async def end() -> None:
+                await trio.lowlevel.checkpoint()
+                ended.set()
+
+            def take(_data: bytes) -> None:
+                nursery.start_soon(end)
+                scope.deadline = trio.current_time() + 0.01
+
+            poller.watch(near.fileno(), Calls(lambda: near.recv(10), take))
+            far.send(b"x")
+            with trio.move_on_after(LIMIT_S) as scope:
+                await trio.sleep_forever()
+            await ended.wait()
+            poller.unwatch(near.fileno())
+
+    run(main)
+
+
+def test_socket_that_is_always_readable_stops_nothing_else(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    reads = 0
+
+    def read() -> None:
+        nonlocal reads
+        reads += 1
+
+    async def main() -> None:
+        async with open_poller() as poller:
+            far.send(b"x")
+            poller.watch(near.fileno(), Calls(read, lambda _data: None))
+            await trio.sleep(0.01)
+            await trio.to_thread.run_sync(time.sleep, 0.001)
+            poller.unwatch(near.fileno())
+
+    run(main)
+    assert reads > 10
+
+
+def test_only_one_poller_is_in_the_loop(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+
+    async def main() -> None:
+        async with open_poller(), open_poller() as second:
+            await trio.lowlevel.checkpoint()
+            assert free_host() is None
+            came = trio.Event()
+            second.watch(near.fileno(), Calls(lambda: near.recv(10), lambda _data: came.set()))
+            far.send(b"x")
+            await came.wait()
+            second.unwatch(near.fileno())
+        assert free_host() is not None
+
+    run(main)
+
+
+@pytest.mark.parametrize("has_poller", [False, True])
+def test_a_signal_is_handled_while_the_loop_waits(has_poller: bool) -> None:
+    async def wait(token: trio.lowlevel.TrioToken) -> None:
+        received = trio.Event()
+        earlier = signal.signal(signal.SIGALRM, lambda *_: token.run_sync_soon(received.set))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            await received.wait()
+        finally:
+            signal.signal(signal.SIGALRM, earlier)
+
+    async def main() -> None:
+        token = trio.lowlevel.current_trio_token()
+        if has_poller:
+            async with open_poller():
+                await wait(token)
+        else:
+            await wait(token)
+
+    run(main)
+
+
+@pytest.mark.interpreted
+def test_loop_goes_on_after_a_failure_of_the_poller(
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    near, far = pair
+    go_over = Poller._run_pass
+    left = [MemoryError()]
+
+    def fail_once(self: Poller, readable: list[tuple[int, int]]) -> None:
+        if left:
+            raise left.pop()
+        go_over(self, readable)
+
+    monkeypatch.setattr(Poller, "_run_pass", fail_once)
+
+    async def main() -> None:
+        async with open_poller() as poller:
+            came = trio.Event()
+            poller.watch(near.fileno(), Calls(lambda: near.recv(10), lambda _data: came.set()))
+            far.send(b"x")
+            await came.wait()
+            poller.unwatch(near.fileno())
+
+    run(main)
+    assert "could not be polled" in caplog.text
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("what", ["no list of files", "no epoll in it", "a file that was closed"])
+def test_poller_is_a_task_if_the_sockets_of_trio_cannot_be_found(
+    what: str,
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    near, far = pair
+    files = tmp_path / "fdinfo"
+    if what != "no list of files":
+        files.mkdir()
+    if what == "no epoll in it":
+        (files / "7").write_text("pos:\t0\nflags:\t02\n")
+    if what == "a file that was closed":
+        (files / "7").symlink_to("nothing")
+    monkeypatch.setattr(hosting, "_OPEN_FILES", files)
+
+    async def main() -> None:
+        async with open_poller() as poller:
+            came = trio.Event()
+            poller.watch(near.fileno(), Calls(lambda: near.recv(10), lambda _data: came.set()))
+            far.send(b"x")
+            await came.wait()
+            poller.unwatch(near.fileno())
+
+    run(main)
+
+
+def test_tasks_that_can_always_run_do_not_stop_the_reading(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+
+    async def main() -> None:
+        async with open_poller() as poller:
+            came = trio.Event()
+            poller.watch(near.fileno(), Calls(lambda: near.recv(10), lambda _data: came.set()))
+            far.send(b"x")
+            while not came.is_set():
+                await trio.lowlevel.checkpoint()
+            poller.unwatch(near.fileno())
+
+    run(main)
+
+
+def test_reading_does_not_wake_trio(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A message for which no task has to run costs no turn of Trio."""
+    near, far = pair
+    turns: list[float] = []
+
+    class Turns(trio.abc.Instrument):
+        def after_io_wait(self, timeout: float) -> None:
+            turns.append(timeout)
+
+    async def main() -> None:
+        async with open_poller() as poller:
+            done = trio.Event()
+            reads: list[bytes] = []
+
+            def take(data: bytes) -> None:
+                reads.append(data)
+                if len(reads) < 50:
+                    far.send(b"x")
+                else:
+                    done.set()
+
+            poller.watch(near.fileno(), Calls(lambda: near.recv(10), take))
+            await trio.sleep(0.01)
+            trio.lowlevel.add_instrument(Turns())
+            far.send(b"x")
+            await done.wait()
+            poller.unwatch(near.fileno())
+
+    run(main)
+    assert len(turns) < 10
