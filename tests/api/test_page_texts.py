@@ -117,6 +117,9 @@ def test_pages_have_no_text_beside_the_catalogue(name: str) -> None:
     visible += ELEMENT.sub("\n", page).split("\n")
     words = {word for text in visible for word in text.split()}
     assert words - UNTRANSLATED == set()
+    # Only scripts fill in values.
+    texts = [json.dumps(ENGLISH[key]) for key in MARK.findall(PAGES[name]) if key in ENGLISH]
+    assert [text for text in texts if re.search(r"\{\w+\}", text)] == []
 
 
 # What may look like a sentence: names of browsers, systems and headers, and classes of elements.

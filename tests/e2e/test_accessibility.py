@@ -4,6 +4,7 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from brewos_relay.registry.devices import remove_device
 from brewos_relay.vocabulary import now_ms
 from support.accessibility import PHONE, faults_of, needs_axe
 from support.chromium import Page, needs_browser, open_page
@@ -51,8 +52,11 @@ async def test_pages_for_signed_out_users_have_no_faults(tmp_path: Path) -> None
         await faults.check(None, shown("#choose"), press="#accept")
         open_all = "document.querySelectorAll('details:not([open])').forEach((one) => (one.open = true))"
         await faults.check("/ca", f"{shown('details')} && ({open_all}, true)")
-        assert faults.found == []
+        await server.store.write(remove_device, MACHINE, now_ms=now_ms())
+        await faults.check("/", shown("#no-machines"))
         assert page.problems == []
+        await faults.check("/nothing-here", "document.querySelector('main a').pathname === '/'")
+        assert faults.found == []
 
 
 async def test_pages_for_users_have_no_faults(tmp_path: Path) -> None:
@@ -66,6 +70,7 @@ async def test_pages_for_users_have_no_faults(tmp_path: Path) -> None:
         faults = Faults(page, kitchen.url)
         await faults.check(None, shown("#typed"))
         await faults.check(f"/pair?id={MACHINE}&token={'t' * 32}", shown("#scanned"))
+        await faults.check(f"/pair?id={MACHINE}&token={'t' * 32}&share=true", shown("#scanned"))
         await faults.check(f"/machine/{MACHINE}", "document.querySelector('#now')?.textContent === 'Offline'")
         await furnish(server)
         await faults.check(f"/machine/{MACHINE}/shots", shown("#no-shots"))
