@@ -130,12 +130,12 @@ def test_socket_that_is_always_readable_stops_nothing_else(pair: tuple[socket.so
         async with open_poller() as poller:
             far.send(b"x")
             poller.watch(near.fileno(), Calls(read, lambda _data: None))
-            await trio.sleep(0.01)
-            await trio.to_thread.run_sync(time.sleep, 0.001)
+            while reads < 20:
+                await trio.sleep(0.001)
+                await trio.to_thread.run_sync(time.sleep, 0.001)
             poller.unwatch(near.fileno())
 
     run(main)
-    assert reads > 10
 
 
 def test_only_one_poller_is_in_the_loop(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -268,7 +268,7 @@ def test_reading_does_not_wake_trio(pair: tuple[socket.socket, socket.socket]) -
 
             def take(data: bytes) -> None:
                 reads.append(data)
-                if len(reads) < 50:
+                if len(reads) < 200:
                     far.send(b"x")
                 else:
                     done.set()
@@ -281,4 +281,4 @@ def test_reading_does_not_wake_trio(pair: tuple[socket.socket, socket.socket]) -
             poller.unwatch(near.fileno())
 
     run(main)
-    assert len(turns) < 10
+    assert len(turns) < 50, "some are from the start of the poller"
