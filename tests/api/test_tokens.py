@@ -19,6 +19,8 @@ DEVICE = f"/devices/{MACHINE}"
 
 WITHOUT_A_TOKEN = """
     POST /devices/register-claim
+    POST /auth/code/finish
+    POST /auth/code/start
     POST /auth/facebook
     POST /auth/google
     POST /auth/invite
