@@ -38,6 +38,13 @@ _CROWDED: Final = """[...document.querySelectorAll('header.top > div > :is(a, bu
   .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth + 1)
   .map((one) => `overlaps others: ${one.outerHTML.slice(0, 90)}`)"""
 
+# Browsers drop a rule with an error, and say nothing.
+_DROPPED: Final = r"""Promise.all([...document.styleSheets].map(async ({ href, cssRules }) => {
+  const text = (await (await fetch(href)).text()).replace(/\/\*.*?\*\//gs, "");
+  const count = (rules) => [...rules].reduce((sum, one) => sum + 1 + count(one.cssRules ?? []), 0);
+  return count(cssRules) === text.split("{").length - 1 ? [] : [`has rules with errors: ${href}`];
+})).then((found) => found.flat())"""
+
 
 async def faults_of(page: Page) -> list[str]:
     """Check the open page on a phone and a desktop, light and dark. Return what is wrong."""
@@ -59,10 +66,13 @@ async def faults_of(page: Page) -> list[str]:
 
 async def _faults_on_phone(page: Page) -> list[str]:
     await page.be(**PHONE)
-    found: list[str] = await page.run(_SMALL) + await page.run(_CROWDED)
+    found: list[str] = await page.run(_SMALL) + await page.run(_CROWDED) + await page.run(_DROPPED)
     width = await page.run(_WIDTH)
     if width > PHONE["width"]:
         found.append(f"scrolls sideways: {width} px on a screen of {PHONE['width']} px")
+    for width in (390, 485):
+        await page.be(width=width, height=740)
+        found += await page.run(_CROWDED)
     return found
 
 
