@@ -71,6 +71,7 @@ TRIED_ONCE = (
     "tests/e2e/test_balancer.py",
     "tests/e2e/test_bus_failures.py",
     "tests/e2e/test_console.py",
+    "tests/e2e/test_first_hour.py",
     "tests/e2e/test_front_proxies.py",
     "tests/e2e/test_instance_failures.py",
     "tests/e2e/test_installed_console.py",
@@ -153,6 +154,22 @@ def tables(session: nox.Session) -> None:
     """Write the parts of the documentation that are generated from the code."""
     install(session)
     session.run("python", "docs/tables.py", *session.posargs)
+
+
+@nox.session(python=AT_HAND)
+def screenshots(session: nox.Session) -> None:
+    """Take the screenshots of the documentation again, in Chromium; arguments go to pytest."""
+    install(session, "tests")
+    wanted = (
+        "tests/e2e/test_first_hour.py::test_from_the_installation_to_two_compared_shots",
+        "tests/e2e/test_console.py::test_pictures_for_the_docs",
+    )
+    session.run(
+        "pytest",
+        "-q",
+        *(session.posargs or wanted),
+        env={"BREWOS_RELAY_SCREENSHOTS": str(ROOT / "docs/images")},
+    )
 
 
 @nox.session(python=AT_HAND)

@@ -21,6 +21,7 @@ LONGEST = (
     "test_rolling_deployment",
     "test_workers",
     "test_tutorial",
+    "test_first_hour",
     "test_bus_failures",
     "test_instance_failures",
     "test_transfer",

@@ -49,7 +49,6 @@ KIND = 4 if os.environ.get("CI") else 2
 SCREENS: dict[str, dict[str, Any]] = {
     "light": {"width": 1160, "height": 1112},
     "dark": {"width": 1160, "height": 850, "dark": True},
-    "phone-light": {"width": 390, "height": 844},
     "phone-dark": {"width": 390, "height": 844, "dark": True},
 }
 PICTURES = os.environ.get("BREWOS_RELAY_SCREENSHOTS")
@@ -786,7 +785,6 @@ async def test_pictures_for_the_docs(tmp_path: Path) -> None:
         await picture(page, "shots", width=1160, height=1010)
         await page.go(kitchen.url + "/")
         await page.see("Office")
-        await picture(page, "machines", width=900, height=620)
         await page.press("#to-admin")
         await page.wait_for("document.querySelector('#rate-devices').textContent.includes('.')")
         await picture(page, "server", width=1280, height=900)

@@ -26,7 +26,7 @@ from brewos_relay.vocabulary import now_ms
 from support.app_build import write_app
 from support.chromium import Page, needs_browser, open_page, open_worker
 from support.console import EMAIL, INVITE, KEY, MACHINE, Kitchen, open_kitchen, settle_in, sign_in
-from support.push_service import open_push_service
+from support.push_service import SHOWN, SUBSCRIBING, open_push_service
 
 pytestmark = needs_browser
 
@@ -106,24 +106,6 @@ def changed_console(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[N
             yield
         finally:
             console_pages._read_console.cache_clear()
-
-
-# Without the internet, no browser gets a subscription: this one is that of the push service in the test.
-SUBSCRIBING = """(() => {
-  const stored = () => localStorage.getItem("test_subscription");
-  const subscription = {
-    toJSON: () => (SUBSCRIPTION),
-    unsubscribe: async () => { localStorage.removeItem("test_subscription"); return true; },
-  };
-  PushManager.prototype.getSubscription = async () => (stored() ? subscription : null);
-  PushManager.prototype.subscribe = async ({ userVisibleOnly, applicationServerKey }) => {
-    if (!userVisibleOnly || applicationServerKey.length !== 65) throw new TypeError("wrong options");
-    localStorage.setItem("test_subscription", "yes");
-    return subscription;
-  };
-})()"""
-SHOWN = """(async () => (await (await navigator.serviceWorker.ready).getNotifications())
-  .map(({ title, body, lang, data }) => ({ title, body, lang, id: data.deviceId })))()"""
 
 
 async def test_notifications_are_switched_on_shown_in_german_and_end_with_the_session(

@@ -24,13 +24,13 @@ from support.ports import free_port
 from support.postgresql import PostgreSQL
 from support.process import environment
 from support.redis_server import RedisServer
+from support.terminals import WITHIN_S, Terminal, open_terminal
 
 PAGE = read("tutorial/three-instances.md")
 BLOCK = re.compile(r"^<!-- not run: [^\n]* runs it in terminal (\d) -->\n```console\n(.*?)^```$", re.M | re.S)
 ENDLESS = re.compile(r"^(\w+=\S+ )*(brewos-relay (serve|simulate|tail)|/\S+ -db) ")
 SHOWN = {"relay serve": "is ready on", "relay simulate": " connected", "relay tail": "attached to"}
 """What a reader waits for before the next command."""
-WITHIN_S = 30.0
 NAMES = ("red", "green", "blue")
 Numbers: TypeAlias = dict[str, tuple[int, int]]
 """How many devices and clients each instance has."""
@@ -39,32 +39,6 @@ pytestmark = [
     pytest.mark.postgresql,
     pytest.mark.skipif(sys.platform != "linux", reason="the tutorial is for Debian"),
 ]
-
-
-class Terminal:
-    """A program in a terminal, and what it printed."""
-
-    def __init__(self, process: trio.Process, output: Path) -> None:
-        self._process = process
-        self._output = output
-
-    def printed(self) -> str:
-        return self._output.read_text()
-
-    async def wait_for(self, pattern: str, *, after: int = 0) -> None:
-        """Wait until it prints something, after the characters that it has printed before."""
-        with trio.move_on_after(WITHIN_S):
-            while not re.search(pattern, self.printed()[after:]):
-                assert self._process.poll() is None, self.printed()
-                await trio.sleep(0.02)
-            return
-        raise AssertionError(f"{self.printed()[after:]}\nhas no {pattern!r}")
-
-    async def press(self, key: signal.Signals) -> int:
-        """Press Ctrl-C or Ctrl-\\, and wait for the end."""
-        self._process.send_signal(key)
-        with trio.fail_after(WITHIN_S):
-            return await self._process.wait()
 
 
 class Laptop:
@@ -114,30 +88,16 @@ class Laptop:
         return printed
 
     async def _begin(self, number: int, command: str) -> None:
-        output = self._folder / f"terminal-{number}"
-        with output.open("wb") as file:
-            process = await trio.lowlevel.open_process(
-                ["bash", "-c", command],
-                cwd=self._folder / "here",
-                env=self._environment,
-                stdout=file,
-                stderr=file,
-            )
-        self.terminals[number] = Terminal(process, output)
-        self._nursery.start_soon(_kill_in_the_end, process)
+        self.terminals[number] = await open_terminal(
+            self._nursery,
+            ["bash", "-c", command],
+            folder=self._folder / "here",
+            env=self._environment,
+            output=self._folder / f"terminal-{number}",
+        )
         shown = next((text for name, text in SHOWN.items() if name in command), None)
         if shown is not None:
             await self.terminals[number].wait_for(shown)
-
-
-async def _kill_in_the_end(process: trio.Process) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        if process.poll() is None:
-            process.kill()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-            await process.wait()
 
 
 @asynccontextmanager

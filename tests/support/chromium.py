@@ -43,10 +43,12 @@ class Page:
     `requests` are the addresses that it asked for, and `received_bytes` came back, with headers.
     """
 
-    def __init__(self, connection: WebSocketConnection, *, port: int = 0) -> None:
+    def __init__(self, connection: WebSocketConnection, *, port: int = 0, browser_path: str = "") -> None:
         self._connection = connection
         self.port = port
         """The port of DevTools."""
+        self.browser_url = f"ws://127.0.0.1:{port}{browser_path}"
+        """The DevTools of the whole browser."""
         self._number = 0
         self.problems: list[str] = []
         self.requests: list[str] = []
@@ -183,10 +185,11 @@ class Page:
 
 
 @asynccontextmanager
-async def open_page(*, languages: str = "en-GB,en") -> AsyncIterator[Page]:
+async def open_page(*, languages: str = "en-GB,en", hosts: str = "") -> AsyncIterator[Page]:
     """Start a browser with a profile of its own, and open a tab in it.
 
-    Its user reads `languages`; the first is its locale.
+    Its user reads `languages`; the first is its locale. `hosts` are rules for names, such as
+    `MAP coffee.local 127.0.0.1`.
 
     **Owns:** the browser's process, and the folder of its profile.
     **Ends when:** the block does.
@@ -196,15 +199,18 @@ async def open_page(*, languages: str = "en-GB,en") -> AsyncIterator[Page]:
         process = await trio.lowlevel.open_process(
             [
                 *(PROGRAM, *_ARGUMENTS, f"--user-data-dir={folder}"),
-                *(f"--lang={languages.partition(',')[0]}", f"--accept-lang={languages}", "about:blank"),
+                *(f"--lang={languages.partition(',')[0]}", f"--accept-lang={languages}"),
+                *((f"--host-resolver-rules={hosts}",) if hosts else ()),
+                "about:blank",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            url = await _find_tab(trio.Path(folder) / "DevToolsActivePort")
+            port, path = await _find_browser(trio.Path(folder) / "DevToolsActivePort")
+            url = await _find_tab(port, path)
             async with open_websocket_url(url, max_message_size=64 * 2**20) as connection:
-                page = Page(connection, port=int(url.split("/")[2].partition(":")[2]))
+                page = Page(connection, port=port, browser_path=path)
                 for domain in ("Page", "Runtime", "Log", "Network"):
                     await page.call(f"{domain}.enable")
                 yield page
@@ -223,11 +229,16 @@ async def open_worker(page: Page) -> AsyncIterator[Page]:
         yield Page(connection)
 
 
-async def _find_tab(port_file: trio.Path) -> str:
-    """Return the DevTools URL of the first tab, once the browser has started."""
+async def _find_browser(port_file: trio.Path) -> tuple[int, str]:
+    """Return the port and path of the DevTools of a browser, once it has started."""
     while not (await port_file.exists() and "\n" in await port_file.read_text()):  # noqa: ASYNC110
         await trio.sleep(0.05)
     port, path = (await port_file.read_text()).split("\n")[:2]
+    return int(port), path
+
+
+async def _find_tab(port: int, path: str) -> str:
+    """Return the DevTools URL of the first tab."""
     async with open_websocket_url(f"ws://127.0.0.1:{port}{path}") as connection:
         browser = Page(connection)
         while True:

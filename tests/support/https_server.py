@@ -35,10 +35,11 @@ def answer(status: int, body: bytes = b"", **headers: str) -> Answer:
 
 @dataclass
 class HttpsServer:
-    """The server: its port, its requests, and what it answers. `tls` trusts its certificate."""
+    """The server: its port, its requests, and what it answers. `tls` trusts its certificate, `cert_file`."""
 
     port: int
     tls: ssl.SSLContext
+    cert_file: Path
     handle: Callable[[Asked], Awaitable[Answer]]
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
@@ -60,7 +61,7 @@ async def open_https_server(
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port: int = listeners[0].socket.getsockname()[1]
-        server = HttpsServer(port, ssl.create_default_context(cafile=files.cert), handle)
+        server = HttpsServer(port, ssl.create_default_context(cafile=files.cert), files.cert, handle)
 
         async def serve(plain: trio.SocketStream) -> None:
             server.connections += 1

@@ -4,12 +4,30 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from support.browser_push import BrowserEnd
 from support.https_server import Asked, HttpsServer, answer, open_https_server
+
+# Without the internet, no browser gets a subscription: this one is that of a `PushService`.
+SUBSCRIBING: Final = """(() => {
+  const stored = () => localStorage.getItem("test_subscription");
+  const subscription = {
+    toJSON: () => (SUBSCRIPTION),
+    unsubscribe: async () => { localStorage.removeItem("test_subscription"); return true; },
+  };
+  PushManager.prototype.getSubscription = async () => (stored() ? subscription : null);
+  PushManager.prototype.subscribe = async ({ userVisibleOnly, applicationServerKey }) => {
+    if (!userVisibleOnly || applicationServerKey.length !== 65) throw new TypeError("wrong options");
+    localStorage.setItem("test_subscription", "yes");
+    return subscription;
+  };
+})()"""
+SHOWN: Final = """(async () => (await (await navigator.serviceWorker.getRegistration("/console"))
+  .getNotifications()).map(({ title, body, lang, data }) => ({ title, body, lang, id: data.deviceId })))()"""
+"""Gives the notifications that are shown."""
 
 
 class PushService:
