@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Receive, Tasks, memory_peer
 from brewos_relay.core.recording import ActivityEvent
-from brewos_relay.core.relay import SAVING_TURNS, Relay, open_relay
+from brewos_relay.core.relay import Relay, open_relay
 from brewos_relay.core.session import DeviceSession
 from brewos_relay.core.snapshot import KnownState, Snapshot
 from brewos_relay.dialect import BREWOS
@@ -750,28 +750,6 @@ async def test_it_is_known_for_how_long_a_state_stays(autojump_clock: MockClock)
         relay.attach_client(ONE, client)
         assert relay.knows_state(ONE, for_s=49)
         assert not relay.knows_state(ONE, for_s=51)
-
-
-@pytest.mark.parametrize(("devices", "turns"), [(99, 1), (250, 3), (1300, SAVING_TURNS)])
-async def test_states_of_many_devices_are_saved_in_turns(
-    autojump_clock: MockClock, devices: int, turns: int
-) -> None:
-    async with open_relay(dialect=BREWOS) as relay:
-        peers = [ScriptedPeer() for _ in range(devices)]
-        for number, peer in enumerate(peers):
-            relay.attach_device(f"BRW-{number:08X}", peer)
-        await wait_all_tasks_blocked()
-        for peer in peers:
-            peer.say({"type": "status", "seq": 1})
-        await trio.sleep(1)
-        parts = [relay.unsaved_states(turn) for turn in range(turns)]
-        assert sorted(chain.from_iterable(parts)) == sorted(relay.unsaved_states())
-        assert len(relay.unsaved_states()) == devices
-        assert relay.unsaved_states(turns) == parts[0]
-        assert all(len(part) < 2 * devices / turns for part in parts)
-        peers[0].leave()
-        await wait_all_tasks_blocked()
-        assert all(f"BRW-{0:08X}" in relay.unsaved_states(turn) for turn in range(turns)), "it is gone soon"
 
 
 async def test_states_are_saved_when_they_have_changed_enough(autojump_clock: MockClock) -> None:

@@ -19,7 +19,6 @@ from brewos_relay.core.merging import (
     decode,
 )
 from brewos_relay.core.snapshot import (
-    SAVED_APART_S,
     SmallSnapshot,
     Snapshot,
 )
@@ -590,12 +589,27 @@ def test_a_whole_status_is_saved_at_once_and_deltas_now_and_then() -> None:
     assert due(snapshot, 182.0)
     assert due(snapshot, 100.0, every_s=0.0)
     update(snapshot, encode(WHOLE))
-    assert not due(snapshot, 2.0 + SAVED_APART_S - 0.1)
-    assert due(snapshot, 2.0 + SAVED_APART_S)
-    snapshot.mark_saved(70.0)
-    assert not due(snapshot, 71.0, every_s=0.0)
+    assert not due(snapshot, 6.0)
+    assert due(snapshot, 7.0)
+    snapshot.mark_saved(17.0)
+    assert not due(snapshot, 18.0, every_s=0.0)
     snapshot.mark_unsaved()
-    assert due(snapshot, 71.0)
+    assert due(snapshot, 18.0)
+
+
+def test_whole_states_in_quick_succession_are_saved_ever_more_rarely() -> None:
+    snapshot = Snapshot(BREWOS)
+    saved_at = []
+    for now in range(300):
+        update(snapshot, encode(WHOLE))
+        if due(snapshot, now):
+            saved_at.append(now)
+            snapshot.mark_saved(now)
+    assert saved_at == [0, 5, 15, 35, 75, 135, 195, 255]
+    update(snapshot, encode(WHOLE))
+    snapshot.mark_saved(500)
+    update(snapshot, encode(WHOLE))
+    assert due(snapshot, 505), "after a rest, soon again"
 
 
 def test_a_restored_state_is_saved_once_the_machine_has_spoken() -> None:

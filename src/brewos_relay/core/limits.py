@@ -91,7 +91,7 @@ class Limits:
     if it is not older than this, without the volatile parts; 0 switches this off."""
     state_save_s: float = 180.0
     """How often the state of a device that sends only changes is written to the registry. A whole state is
-    written within a minute, and the state of a device that went offline within 5 s."""
+    written within 10 s, and the state of a device that went offline within 5 s."""
     state_retention_s: float = 604_800.0
     """How long the registry keeps the last state of a device; 0 keeps none."""
     history_s: float = 600.0

@@ -48,11 +48,6 @@ log = logging.getLogger(__name__)
 _CHECKS_PER_PASS: Final = 20
 """How many sessions are checked before other tasks get their turn, which takes up to 0.2 ms."""
 
-SAVING_TURNS: Final = 12
-"""In how many turns the states of all devices are saved."""
-_SAVED_TOGETHER: Final = 100
-"""How many devices more need another turn."""
-
 _LINES_PER_S: Final = 5.0
 _LINES_AT_ONCE: Final = 2000.0
 """Limits of log lines about peers that come and go, for all networks together."""
@@ -428,22 +423,12 @@ class Relay:
             return False
         return snapshot.has_status and trio.current_time() + for_s < gone_at + self.limits.snapshot_s
 
-    def unsaved_states(self, turn: int | None = None) -> list[str]:
-        """List the devices whose state has changed and has to be saved now; see `Limits`.
-
-        With `turn`, only a part of the connected devices: each is looked at once in 12 turns, so that many
-        devices are saved a few at a time. Up to 100 devices are looked at in every turn.
-        """
+    def unsaved_states(self) -> list[str]:
+        """List the devices whose state has changed and has to be saved now; see `Limits`."""
         now, every_s = trio.current_time(), self.limits.state_save_s
-        turns = 1 if turn is None else min(SAVING_TURNS, 1 + len(self._sessions) // _SAVED_TOGETHER)
-        part = (turn or 0) % turns
         due = []
         for device_id, session in self._sessions.items():
-            wait_s = 0.0
-            if session.device is not None:
-                if hash(device_id) % turns != part:
-                    continue
-                wait_s = every_s
+            wait_s = every_s if session.device is not None else 0.0
             if session.presence.anonymous or session.presence.state_is_remote:
                 continue
             if session.presence.snapshot.is_due_for_saving(now, every_s=wait_s):

@@ -96,11 +96,14 @@ class Restored:
         """Whether clients are told of it."""
 
 
-SAVED_APART_S: Final = 50.0
-"""The shortest time between two saves of a state because of a whole one."""
+_APART_S: Final = 5.0
+"""How soon after a save a whole state is saved again."""
+_MOST_APART_S: Final = 60.0
+"""The same for a device that sends whole states all the time."""
 
 
 _SLOTS: Final = (
+    "_apart_s",
     "_changes",
     "_changes_bytes",
     "_device_id",
@@ -154,6 +157,7 @@ class Snapshot:
         self._unsaved = False  # whether it has changed since the state was saved
         self._saved: Message | None = None  # the state that was saved, to tell whether a whole one came since
         self._saved_at = LONG_AGO
+        self._apart_s = _APART_S
         self._whole_waits = False  # whether the history has not taken over the whole state
         self.histories: Histories | None = None
         """Takes the messages over after they were merged, while the device is connected to this instance."""
@@ -358,19 +362,21 @@ class Snapshot:
     def is_due_for_saving(self, now: float, *, every_s: float) -> bool:
         """Whether the state has changed and has to be saved now.
 
-        A whole state is saved at once, since it announces an important change, but not within 50 s of the
-        last save: a device may send nothing else. Other changes are saved each `every_s`. With 0, because the
-        device is gone, everything is saved at once.
+        A whole state is saved at once, since it announces an important change, but not within 5 s of the last
+        save. A device that sends whole states all the time waits twice as long after each save, up to a
+        minute. Other changes are saved each `every_s`; with 0, everything is saved at once.
         """
         self.age_s(now)
         if not self._unsaved or self._status is None:
             return False
-        wait_s = every_s if self._status is self._saved else min(every_s, SAVED_APART_S)
+        wait_s = every_s if self._status is self._saved else min(every_s, self._apart_s)
         return now - self._saved_at >= wait_s
 
     def mark_saved(self, now: float) -> None:
         """Mark the present state as saved, since it is being saved now."""
         self.age_s(now)
+        is_early = self._status is not self._saved and now - self._saved_at < 2 * self._apart_s
+        self._apart_s = min(2 * self._apart_s, _MOST_APART_S) if is_early else _APART_S
         self._unsaved = False
         self._saved = self._status
         self._saved_at = now

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import count
 from typing import Final
 
 import trio
@@ -23,7 +22,7 @@ from brewos_relay.vocabulary import now_ms
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_S: Final = 5.0
-"""How often changed states are stored, of all devices or of a part of them."""
+"""How often changed states are stored."""
 LAST_SAVE_S: Final = 5.0
 """How long a draining server may take to store states."""
 FIND_S: Final = 1.0
@@ -43,21 +42,21 @@ class StateKeeper:
         self._store = store
 
     async def run(self) -> None:
-        """Store due states every 5 s until cancelled; of many devices, a twelfth at a time."""
-        for turn in count():
+        """Store due states every 5 s until cancelled."""
+        while True:
             await trio.sleep(SAVE_EVERY_S)
-            await self.save(turn)
+            await self.save()
 
     async def save_all(self) -> None:
         """Store the states that are due before the server ends. Takes at most 5 s."""
         with trio.move_on_after(LAST_SAVE_S):
             await self.save()
 
-    async def save(self, turn: int | None = None) -> None:
-        """Store the states that are due; see `Relay.unsaved_states`."""
+    async def save(self) -> None:
+        """Store the states that are due."""
         if self._relay.limits.state_retention_s <= 0:
             return
-        due = self._relay.unsaved_states(turn)
+        due = self._relay.unsaved_states()
         for start in range(0, len(due), STATES_AT_ONCE):
             if not await self._save(due[start : start + STATES_AT_ONCE]):
                 return
