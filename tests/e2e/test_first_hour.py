@@ -280,7 +280,7 @@ async def walk(
     async with open_other_phone(page) as ben:
         await sign_in(ben, for_ben)
         await ben.page.go(shared)
-        await ben.page.see("You were invited to use")
+        await ben.page.see("Invitation")
         await album.take(ben, "accept")
         await ben.tap("#scanned button")
         await ben.tap("#done a")

@@ -45,6 +45,7 @@ onAction(byId("scanned"), problem, async () => {
       sessionStorage.removeItem(KEY);
       byId("scanned").hidden = true;
       byId("typed").hidden = false;
+      byId("title").textContent = text("pair.title");
     }
     throw failure;
   }
@@ -59,9 +60,12 @@ byId("back").href = homePage;
 if (!storedSession()) {
   goToLogin();
 } else if (scanned) {
-  byId("about").textContent = scanned.share
-    ? text("pair.invited", { machine: scanned.id })
-    : text("pair.scanned", { machine: scanned.id });
+  byId("about").textContent = text("pair.scanned", { machine: scanned.id });
+  if (scanned.share) {
+    byId("title").textContent = text("pair.invitation");
+    byId("about").textContent = text("pair.invited", { machine: scanned.id });
+    byId("take").textContent = text("pair.accept");
+  }
   byId("naming").hidden = scanned.share;
   byId("scanned").hidden = false;
 } else {
