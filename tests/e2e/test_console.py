@@ -764,8 +764,10 @@ async def test_pictures_for_the_docs(tmp_path: Path) -> None:
             await picture(page, f"machine-{name}", **screen)
         await page.press("#share button")
         await page.wait_for("document.querySelector('#share-qr').src.startsWith('data:')")
+        screen = {"width": 1280, "height": 720}
+        await page.be(**screen)
         await page.run("document.querySelector('#people').scrollIntoView()")
-        await picture(page, "sharing", width=1280, height=720)
+        await picture(page, "sharing", **screen)
         await page.call("Page.removeScriptToEvaluateOnNewDocument", **warped)
         morning_ms = now_ms() - 6 * 3_600_000
         brews = [(29.0, 38.5, 9.0), (27.5, 36.0, 9.3), (31.0, 36.5, 8.4)]
