@@ -18,6 +18,7 @@ HEIGHT_PX: Final = 740
 PICTURES: Final = os.environ.get("BREWOS_RELAY_SCREENSHOTS")
 """A folder for screenshots."""
 
+_CLICKED_S: Final = 2.0
 _PAINTED_S: Final = 0.8  # animations have ended by then
 # Where to touch an element: its center, once it rests and nothing lies on it.
 _PLACE: Final = """(async () => {
@@ -34,8 +35,10 @@ _PLACE: Final = """(async () => {
   if (Math.abs(again[0] - x) + Math.abs(again[1] - y) > 0.5) return null;
   const hit = document.elementFromPoint(x, y);
   if (!one.contains(hit)) return null;
-  globalThis.touched = false;
-  one.addEventListener("pointerdown", () => { globalThis.touched = true; }, { once: true });
+  globalThis.touched = "";
+  for (const kind of ["pointerdown", "click"]) {
+    one.addEventListener(kind, () => { globalThis.touched = kind; }, { once: true, capture: true });
+  }
   return again;
 })()"""
 
@@ -47,16 +50,20 @@ class Phone:
         self.page = page
 
     async def tap(self, selector: str) -> None:
-        """Scroll to an element and touch it, once nothing lies on it; again if it has moved away."""
+        """Scroll to an element and touch it, once nothing lies on it; again if it moves away meanwhile."""
         while True:
             x, y = await self.page.wait_for(_PLACE.replace("SELECTOR", json.dumps(selector)))
             await self.page.call(
                 "Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}]
             )
-            if await self.page.run("globalThis.touched"):
-                await self.page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+            if await self.page.run("globalThis.touched !== 'pointerdown'"):
+                await self.page.call("Input.dispatchTouchEvent", type="touchCancel", touchPoints=[])
+                continue
+            await self.page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+            with trio.move_on_after(_CLICKED_S):
+                # A click may lead to another page.
+                await self.page.wait_for("globalThis.touched !== 'pointerdown'")
                 return
-            await self.page.call("Input.dispatchTouchEvent", type="touchCancel", touchPoints=[])
 
     async def write(self, selector: str, text: str) -> None:
         """Touch a field and write into it."""
