@@ -93,6 +93,27 @@ def test_sockets_timers_and_threads_work_side_by_side(pair: tuple[socket.socket,
     assert received == [b"one", b"two"]
 
 
+def test_a_read_may_only_set_an_earlier_deadline(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+
+    async def main() -> None:
+        async with open_poller() as poller:
+            with trio.CancelScope() as scope:
+
+                def take(_data: bytes) -> None:
+                    near.recv(10)
+                    scope.deadline = trio.current_time()
+
+                poller.watch(near.fileno(), Calls(lambda: b"", take))
+                await trio.sleep(0.01)  # the host runs the poller now
+                far.send(b"x")
+                await trio.sleep_forever()
+            assert scope.cancelled_caught
+            poller.unwatch(near.fileno())
+
+    run(main)
+
+
 def test_a_read_may_start_tasks_and_move_deadlines(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = pair
 

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_S: Final = 3600.0
+_LONGEST_WAIT_S: Final = 1.0
+"""How long Trio sleeps at most, as a turn of the poller may set a deadline before the next one."""
 _BUSY_TURNS: Final = 4
 """How many turns of Trio without a wait the sockets are not read."""
 _OPEN_FILES: Final = Path("/proc/self/fdinfo")
@@ -47,6 +48,8 @@ class Host(RunningClock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Read sockets until Trio has something to do. Trio asks this if no task can run."""
+        if self._poller is not None:
+            deadline = min(deadline, self.current_time() + _LONGEST_WAIT_S)
         sleep_s = super().deadline_to_sleep_time(deadline)
         if self._poller is None or sleep_s <= 0:
             return sleep_s
@@ -64,7 +67,7 @@ class Host(RunningClock):
         if poller is None:
             return
         try:
-            poller.run_turn(min(wait_s, _LONGEST_WAIT_S))
+            poller.run_turn(wait_s)
         except Exception:
             with suppress(Exception):
                 log.exception("the sockets could not be polled; trying again")
