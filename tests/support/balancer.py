@@ -63,7 +63,9 @@ class Balancer:
 
     async def _pass_on(self, peer: trio.SocketStream) -> None:
         async with peer:
-            for instance in list(self._ready):
+            for _ in range(len(self._ready)):
+                if not self._ready:  # the checks have removed the last one meanwhile
+                    break
                 self._turn += 1
                 instance = self._ready[self._turn % len(self._ready)]
                 with suppress(OSError):
