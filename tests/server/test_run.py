@@ -323,7 +323,7 @@ async def test_phone_gets_the_local_ca_over_plain_http_and_trusts_the_server(tmp
                 while data := await tls.receive_some(65536):
                     page += data
             await trio.aclose_forcefully(tls)
-            assert ca.fingerprint.encode() in page
+            assert ca.fingerprint.encode() in page.replace(b"<wbr>", b"")
         plain.abort()
 
 
