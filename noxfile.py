@@ -218,7 +218,7 @@ def tests(session: nox.Session) -> None:
     install(session, "tests", *(["fronts", "bench"] if tries_all else []))
     chosen = [] if tries_all else [*(f"--ignore={path}" for path in TRIED_ONCE), "-m", "not postgresql"]
     if not tries_all and not session.posargs:
-        parts = IN_BETWEEN if session.python in SUPPORTED[1:-1] else (*ALONE, "client", "contract")
+        parts = IN_BETWEEN if session.python in SUPPORTED[1:-1] else (*ALONE, "client")
         chosen += [f"tests/{part}" for part in parts]
     session.run("pytest", "-q", *SIDE_BY_SIDE, *chosen, *session.posargs)
     if tries_all and not session.posargs:
