@@ -49,12 +49,15 @@ UPDATE = """navigator.serviceWorker.getRegistration('/console').then((one) => on
 
 async def update(page: Page, *, until: str) -> None:
     """Have the browser look for a new service worker, as it does by itself after some page loads."""
-    for _ in range(4):
-        await page.run(UPDATE)
+    outcomes = []
+    for _ in range(5):
+        outcomes.append(await page.run(UPDATE))
         with trio.move_on_after(4):
             await page.wait_for(until)
             return
-    raise AssertionError(f"the service worker was not updated: {await page.run(CACHED)}")
+        await page.call("Page.reload")
+        await page.see("Kitchen")
+    raise AssertionError(f"the service worker was not updated: {outcomes}, {await page.run(CACHED)}")
 
 
 async def install(page: Page, kitchen: Kitchen) -> None:
