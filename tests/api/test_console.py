@@ -12,7 +12,7 @@ from quart_trio import QuartTrio
 from brewos_relay.api.app_index import ENTRY
 from brewos_relay.api.console_app import MANIFEST, WORKER
 from brewos_relay.api.console_pages import PublishedCa
-from brewos_relay.api.page_texts import COOKIE, modules_of, read_catalogues
+from brewos_relay.api.page_texts import COOKIE, Scripts, read_catalogues, read_pages
 from brewos_relay.notifications import KINDS
 from support.household import Household, open_household
 from support.pages import ROOT
@@ -23,6 +23,8 @@ SCRIPTS = {name: (CONSOLE / name).read_text("utf-8") for name in NAMES if name.e
 VENDOR = CONSOLE / "vendor"
 LIBRARIES = [f"vendor/uplot/{name}" for name in ("LICENSE.txt", "uPlot.min.css", "uPlot.min.js")]
 CATALOGUES = read_catalogues(CONSOLE / "texts")
+SOURCES = read_pages(CONSOLE)
+"""The pages with their parts, without texts."""
 PAGES = {
     "/": "index.html",
     "/login": "login.html",
@@ -60,12 +62,13 @@ FORBIDDEN = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|ja
 
 
 def text_of(name: str) -> str:
-    return (CONSOLE / name).read_text(encoding="utf-8")
+    return SOURCES[name] if name in SOURCES else (CONSOLE / name).read_text(encoding="utf-8")
 
 
 def page_in(language: str, name: str) -> str:
     """Return a page as the server sends it."""
-    return CATALOGUES[language].render(text_of(name), scripts=SCRIPTS)
+    page = SOURCES[name]
+    return CATALOGUES[language].render(page, named=Scripts(SCRIPTS).literals(page))
 
 
 def as_written(page: str) -> str:
@@ -159,7 +162,7 @@ async def test_file_of_another_version_is_revalidated(app: QuartTrio) -> None:
 
 
 def test_modules_are_found_in_all_forms_of_imports() -> None:
-    scripts = {
+    sources = {
         "a.js": """import { one,
   two } from "./b.js";
 import "./c.js";
@@ -174,8 +177,20 @@ const later = import("./f.js");
         "g.js": "",
     }
     page = '<script type="module" src="/console/a.js"></script>'
-    assert set(modules_of(page, scripts)) == {"a.js", "b.js", "c.js", "d.js", "g.js"}
-    assert set(modules_of(page, scripts, later=True)) == set(scripts)
+    scripts = Scripts(sources)
+    assert set(scripts.of_page(page)) == {"a.js", "b.js", "c.js", "d.js", "g.js"}
+    assert set(scripts.of_page(page, later=True)) == set(sources)
+
+
+def test_parts_of_pages_may_have_parts(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "page.html").write_text("{{>frame}}\n<p>\n{{>small}}\n")
+    (tmp_path / "parts" / "frame.html").write_text("<body>\n{{>small}}\n")
+    (tmp_path / "parts" / "small.html").write_text("<br>\n")
+    assert read_pages(tmp_path) == {"page.html": "<body>\n<br>\n<p>\n<br>\n"}
+    (tmp_path / "parts" / "small.html").unlink()
+    with pytest.raises(KeyError, match="small"):
+        read_pages(tmp_path)
 
 
 async def test_range_of_a_page_can_be_requested(app: QuartTrio) -> None:

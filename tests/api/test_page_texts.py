@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import brewos_relay
-from brewos_relay.api.page_texts import DEFAULT, Text, modules_of, read_catalogues
+from brewos_relay.api.page_texts import DEFAULT, Scripts, Text, read_catalogues, read_pages
 from brewos_relay.api.payloads import as_sentence
 from brewos_relay.api.request_limits import FairRate, RequestLimit, RequestLimits
 from brewos_relay.auth.passwords import check_password
@@ -22,13 +22,9 @@ CONSOLE = files("brewos_relay") / "console"
 CATALOGUES = read_catalogues(CONSOLE / "texts")
 ENGLISH = CATALOGUES[DEFAULT].texts
 OTHERS = [language for language in CATALOGUES if language != DEFAULT]
-SOURCES = {
-    entry.name: entry.read_text("utf-8")
-    for entry in CONSOLE.iterdir()
-    if entry.name.endswith((".html", ".js"))
-}
-PAGES = {name: source for name, source in SOURCES.items() if name.endswith(".html")}
-SCRIPTS = {name: source for name, source in SOURCES.items() if name.endswith(".js")}
+PAGES = read_pages(CONSOLE)
+SCRIPTS = {entry.name: entry.read_text("utf-8") for entry in CONSOLE.iterdir() if entry.name.endswith(".js")}
+MODULES = Scripts(SCRIPTS)
 
 MARK = re.compile(r"\{\{\{?([\w.-]+)\}?\}\}")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -192,10 +188,10 @@ def test_texts_outside_of_the_catalogue_are_found() -> None:
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("language", CATALOGUES)
 def test_page_has_the_texts_of_its_scripts(name: str, language: str) -> None:
-    page = CATALOGUES[language].render(PAGES[name], scripts=SCRIPTS)
+    page = CATALOGUES[language].render(PAGES[name], named=MODULES.literals(PAGES[name]))
     assert not MARK.search(page)
     assert f'<html lang="{language}">' in page
-    modules = modules_of(PAGES[name], SCRIPTS, later=True).values()
+    modules = [SCRIPTS[module] for module in MODULES.of_page(PAGES[name], later=True)]
     if not modules:
         return
     match = re.search(r'<script type="application/json" id="texts">(.*?)</script>', page, re.S)
@@ -206,7 +202,7 @@ def test_page_has_the_texts_of_its_scripts(name: str, language: str) -> None:
 def test_texts_of_scripts_cannot_end_their_block() -> None:
     catalogue = read_catalogues(CONSOLE / "texts")[DEFAULT]
     evil = type(catalogue)(DEFAULT, {"a.b": "</script><script>"}, {}, {})
-    page = evil.render('<script type="module" src="/console/x.js">', scripts={"x.js": 'text("a.b")'})
+    page = evil.render('<script type="module" src="/console/x.js">', named={"a.b"})
     assert page.count("</script>") == 1
 
 
@@ -214,14 +210,14 @@ def test_text_with_markup_characters_is_escaped() -> None:
     catalogue = type(CATALOGUES[DEFAULT])(
         DEFAULT, {"a.b": 'a "b" <c> & d', "e.f": "<b>e</b>"}, {}, {"de": "<Deutsch>"}
     )
-    assert catalogue.render("{{a.b}} {{{e.f}}}", scripts={}) == ("a &quot;b&quot; &lt;c&gt; &amp; d <b>e</b>")
-    assert catalogue.render("{{language}} {{languages}}", scripts={}) == (
+    assert catalogue.render("{{a.b}} {{{e.f}}}", named=()) == ("a &quot;b&quot; &lt;c&gt; &amp; d <b>e</b>")
+    assert catalogue.render("{{language}} {{languages}}", named=()) == (
         'en <option value="de" lang="de">&lt;Deutsch&gt;</option>'
     )
     with pytest.raises(KeyError):
-        catalogue.render("{{a.c}}", scripts={})
+        catalogue.render("{{a.c}}", named=())
     with pytest.raises(KeyError):
-        type(catalogue)(DEFAULT, {"a.b": {"one": "1", "other": "2"}}, {}, {}).render("{{a.b}}", scripts={})
+        type(catalogue)(DEFAULT, {"a.b": {"one": "1", "other": "2"}}, {}, {}).render("{{a.b}}", named=())
 
 
 # Texts of refusals whose requests no page sends, or that only programs can cause.

@@ -21,7 +21,7 @@ from brewos_relay.api.app_index import ENTRY
 from brewos_relay.api.console_app import MANIFEST, OFFLINE, SCOPE, WORKER, manifest_of, worker_of
 from brewos_relay.api.content_codings import CompressedContents
 from brewos_relay.api.error_handlers import http_exception
-from brewos_relay.api.page_texts import Catalogue, language_for, modules_of, read_catalogues
+from brewos_relay.api.page_texts import Catalogue, Scripts, language_for, read_catalogues, read_pages
 from brewos_relay.api.payloads import is_api_path
 from brewos_relay.api.static_content import CONTENT_TYPES, IMMUTABLE, REVALIDATE, Page, make_page, send_page
 
@@ -207,17 +207,16 @@ def _read_console() -> _Console:
     }
     tags = "".join(f"{name} {part.tag}\n" for name, part in sorted(parts.items()))
     version = hashlib.sha256(tags.encode()).hexdigest()[:16]
-    scripts = {name: part.content.decode() for name, part in parts.items() if name.endswith(".js")}
+    scripts = Scripts({name: part.content.decode() for name, part in parts.items() if name.endswith(".js")})
     pages = {
-        entry.name: entry.read_text("utf-8") for entry in _CONSOLE.iterdir() if entry.name.endswith(".html")
+        name: (with_versions(page, version, scripts), scripts.literals(page))
+        for name, page in read_pages(_CONSOLE).items()
     }
     catalogues = read_catalogues(_CONSOLE / "texts")
     in_languages = {
         language: {
-            name: make_page(
-                with_versions(catalogue.render(page, scripts=scripts), version, scripts).encode(), _HTML
-            )
-            for name, page in pages.items()
+            name: make_page(catalogue.render(page, named=named).encode(), _HTML)
+            for name, (page, named) in pages.items()
         }
         for language, catalogue in catalogues.items()
     }
@@ -233,11 +232,11 @@ def _read_console() -> _Console:
     return _Console(catalogues, in_languages, parts, version, workers)
 
 
-def with_versions(page: str, version: str, scripts: Mapping[str, str]) -> str:
+def with_versions(page: str, version: str, scripts: Scripts) -> str:
     """Return a page that loads its files by version, and the modules of its scripts in advance."""
     links = "".join(
         f'<link rel="modulepreload" href="/console/{name}">\n'
-        for name in modules_of(page, scripts)
+        for name in scripts.of_page(page)
         if f'src="/console/{name}"' not in page
     )
     return _REFERENCE.sub(rf"{FILES}/{version}/\1", _FIRST_SCRIPT.sub(rf"{links}\g<0>", page, count=1))

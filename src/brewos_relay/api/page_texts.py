@@ -2,16 +2,17 @@
 
 `console/texts/` has one JSON file for each language. A page names its texts by marks: `{{key}}` for text,
 `{{{key}}}` for text with elements. `{{language}}` is the language itself, and `{{languages}}` are the options
-to choose it. The scripts of the page get their texts in a data block.
+to choose it. `{{>name}}` is a part of several pages, from `console/parts/`. The scripts of the page get their
+texts in a data block.
 """
 
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from quart import Request
 
@@ -24,6 +25,7 @@ Text: TypeAlias = str | Mapping[str, str]
 """A text, or its plural forms by the names of CLDR."""
 
 _MARK: Final = re.compile(r"\{\{(?:\{([\w.-]+)\}|([\w.-]+))\}\}")
+_PART: Final = re.compile(r"\{\{>([\w-]+)\}\}\n")
 _LITERAL: Final = re.compile(r'"([\w.-]+)"')
 _MODULE: Final = re.compile(r'(?:(?:from|import) "\./|<script type="module" src="/console/)([\w.]+)"')
 _LATER: Final = re.compile(r'\bimport\("\./([\w.]+)"\)')
@@ -48,12 +50,13 @@ class Catalogue:
     english: Mapping[str, Text]
     languages: Mapping[str, str]
 
-    def render(self, page: str, *, scripts: Mapping[str, str]) -> str:
-        """Fill in the texts of a page, and add those of its scripts. Raises KeyError for an unknown key."""
+    def render(self, page: str, *, named: Collection[str]) -> str:
+        """Fill in the texts of a page, and add those of its scripts. Raises KeyError for an unknown key.
+
+        `named` are the literals of its scripts: the keys of their texts are among them.
+        """
         rendered = _MARK.sub(self._fill, page)
-        content = json.dumps(
-            self._texts_of(modules_of(page, scripts, later=True).values()), ensure_ascii=False
-        )
+        content = json.dumps(self._texts_of(named), ensure_ascii=False)
         block = _BLOCK.format(content.replace("<", "\\u003c"))
         return rendered.replace(_SCRIPT, block + _SCRIPT, 1)
 
@@ -68,9 +71,8 @@ class Catalogue:
             raise KeyError(f"{mark[0]} has plural forms, which only scripts can choose from")
         return text if with_elements else html.escape(text)
 
-    def _texts_of(self, modules: Iterable[str]) -> dict[str, object]:
-        """Collect the texts that modules name, and the refusals of the server to translate."""
-        named = {key for module in modules for key in _LITERAL.findall(module)}
+    def _texts_of(self, named: Collection[str]) -> dict[str, object]:
+        """Collect the texts that scripts name, and the refusals of the server to translate."""
         texts = {key: text for key, text in self.texts.items() if key in named}
         translates = self.language != DEFAULT and _OTHER_REFUSAL in named
         return {"texts": texts, "refusals": self._refusals() if translates else []}
@@ -97,20 +99,58 @@ def read_catalogues(folder: Traversable) -> dict[str, Catalogue]:
     return {language: Catalogue(language, texts[language], texts[DEFAULT], names) for language in languages}
 
 
-def modules_of(page: str, scripts: Mapping[str, str], *, later: bool = False) -> dict[str, str]:
-    """Return the modules that a page loads, directly or through others: their sources by name.
+def read_pages(folder: Traversable) -> dict[str, str]:
+    """Read the pages of the folder with their parts, by name. Raises KeyError for an unknown part."""
+    parts = _read_html(folder / "parts")
 
-    With `later`, those are included that its scripts import when they run. Libraries are not.
-    """
-    found: dict[str, str] = {}
-    left = [page]
-    while left:
-        source = left.pop()
-        for name in [*_MODULE.findall(source), *(_LATER.findall(source) if later else ())]:
+    def fill(mark: re.Match[str]) -> str:
+        return _PART.sub(fill, parts[f"{mark[1]}.html"])
+
+    return {name: _PART.sub(fill, page) for name, page in _read_html(folder).items()}
+
+
+def _read_html(folder: Traversable) -> dict[str, str]:
+    return {
+        entry.name: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(".html")
+    }
+
+
+class _Module(NamedTuple):
+    loads: Sequence[str]
+    later: Sequence[str]
+    literals: frozenset[str]
+
+
+class Scripts:
+    """The modules of the scripts, each read once: what it imports, and its literals."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._modules = {
+            name: _Module(
+                _MODULE.findall(source), _LATER.findall(source), frozenset(_LITERAL.findall(source))
+            )
+            for name, source in sources.items()
+        }
+
+    def of_page(self, page: str, *, later: bool = False) -> list[str]:
+        """List the modules that a page loads, directly or through others.
+
+        With `later`, those are included that its scripts import when they run. Libraries are not.
+        """
+        found: dict[str, None] = {}
+        left = _MODULE.findall(page)
+        while left:
+            name = left.pop(0)
             if name not in found:
-                found[name] = scripts[name]
-                left.append(scripts[name])
-    return found
+                found[name] = None
+                module = self._modules[name]
+                left += [*module.loads, *(module.later if later else ())]
+        return list(found)
+
+    def literals(self, page: str) -> frozenset[str]:
+        """Return the literals of all modules of a page."""
+        modules = (self._modules[name] for name in self.of_page(page, later=True))
+        return frozenset[str]().union(*(module.literals for module in modules))
 
 
 def language_for(request: Request, languages: Sequence[str]) -> str:
