@@ -1,5 +1,6 @@
 """The usage of connected devices by days, from their messages to the registry."""
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -115,8 +116,11 @@ async def test_usage_of_a_device_that_went_is_stored_and_a_failing_registry_is_a
         assert len(store.usage) == 1
 
 
-async def test_waiting_usage_is_bounded(
-    autojump_clock: MockClock, store: RecordedUsage, monkeypatch: pytest.MonkeyPatch
+async def test_waiting_usage_is_bounded_and_its_loss_is_logged(
+    autojump_clock: MockClock,
+    store: RecordedUsage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 2)
     async with open_home(store, monkeypatch) as home:
@@ -131,3 +135,4 @@ async def test_waiting_usage_is_bounded(
         store.fails = False
         await trio.sleep(20)
         assert len(store.usage) == 2
+        assert sum(map(int, re.findall(r"usage of (\d+) devices lost", caplog.text))) == 3

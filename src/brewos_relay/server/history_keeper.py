@@ -1,16 +1,18 @@
 """HistoryKeeper: compacts the history of a relay's devices, and stores their shots in the registry."""
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import trio
 
 from brewos_relay.core.history import Run
 from brewos_relay.core.relay import Relay
-from brewos_relay.errors import RegistryError
 from brewos_relay.registry.records import Shot
 from brewos_relay.registry.shots import SHOTS_AT_ONCE
 from brewos_relay.registry.store import Store
+from brewos_relay.server.batches import store_batch
 from brewos_relay.shot_files import shot_of
 from brewos_relay.vocabulary import now_ms
 
@@ -54,18 +56,17 @@ class HistoryKeeper:
             self._dropped_before = dropped
         async with self._storing:
             while runs := histories.take_runs(SHOTS_AT_ONCE):
-                is_stored = False
-                try:
-                    shots = [self._shot_of(device_id, run) for device_id, run in runs]
-                    if self._shots_per_device > 0:
-                        await self._store.add_shots(shots, kept=self._shots_per_device)
-                    is_stored = True
-                except RegistryError as problem:
-                    log.warning("cannot store %d shots: %s; retrying", len(runs), problem)
+                if not await store_batch(
+                    partial(self._add, runs),
+                    what=f"{len(runs)} shots",
+                    put_back=partial(histories.put_back, runs),
+                ):
                     return
-                finally:
-                    if not is_stored:
-                        histories.put_back(runs)
+
+    async def _add(self, runs: Sequence[tuple[str, Run]]) -> None:
+        shots = [self._shot_of(device_id, run) for device_id, run in runs]
+        if self._shots_per_device > 0:
+            await self._store.add_shots(shots, kept=self._shots_per_device)
 
     def _shot_of(self, device_id: str, run: Run) -> Shot:
         began_at_ms = now_ms() - round((trio.current_time() - run.began_at) * 1000)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,6 +17,7 @@ from brewos_relay.registry.device_states import STATES_AT_ONCE
 from brewos_relay.registry.records import Activity, StoredState
 from brewos_relay.registry.store import Store
 from brewos_relay.registry.write_behind import WriteBehind
+from brewos_relay.server.batches import store_batch
 from brewos_relay.texts import is_showable
 from brewos_relay.vocabulary import now_ms
 
@@ -75,17 +77,13 @@ class StateKeeper:
         ]
         if not states:
             return True
-        is_saved = False
-        try:
-            await self._store.save_states(states)
-            is_saved = True
-        except RegistryError as problem:
-            log.warning("cannot store the states of %d devices: %s; retrying", len(states), problem)
-        finally:
-            if not is_saved:
-                for state in states:
-                    self._relay.state_not_saved(state.device_id)
-        return is_saved
+
+        def put_back() -> None:
+            for state in states:
+                self._relay.state_not_saved(state.device_id)
+
+        save = partial(self._store.save_states, states)
+        return await store_batch(save, what=f"the states of {len(states)} devices", put_back=put_back)
 
 
 async def known_state(

@@ -6,20 +6,20 @@ counts its usage.
 
 import logging
 from collections import deque
+from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import trio
 
 from brewos_relay.api.statistics import day_of, offset_of
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.relay import Relay
-from brewos_relay.errors import RegistryError
 from brewos_relay.registry.daily_usage import USAGE_AT_ONCE
 from brewos_relay.registry.records import Usage
 from brewos_relay.registry.store import Store
-from brewos_relay.server.usage_meter import LONGEST_S, NAMES, TYPES, UsageMeter, read_usage
+from brewos_relay.server.batches import store_batch
+from brewos_relay.server.usage_meter import LONGEST_S, NAMES, TYPES, UsageMeter, decode_field, read_usage
 from brewos_relay.vocabulary import now_ms
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class UsageKeeper:
         self._store = store
         self._meters: dict[str, UsageMeter] = {}
         self._waiting: deque[Usage] = deque()
+        self._dropped = 0  # since it was last logged
 
     async def run(self) -> None:
         """Look at a fifth of the devices every 3 s, and store due usage every 15 s, until cancelled."""
@@ -95,14 +96,8 @@ class UsageKeeper:
             self._take(device_id, meter, at_ms)
 
     def _offset_of(self, device_id: str) -> int:
-        time = self._relay.known_fields(device_id, _INFO, ("time",)).get("time", b"")
-        for decode in (msgspec.json.decode, msgspec.msgpack.decode):
-            try:
-                decoded: Any = decode(time)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
-                continue
-            return offset_of({"time": decoded})
-        return 0
+        known = self._relay.known_fields(device_id, _INFO, ("time",))
+        return offset_of({name: decode_field(value) for name, value in known.items()})
 
     def _take(self, device_id: str, meter: UsageMeter, at_ms: int, *, is_last: bool = False) -> None:
         usage = meter.take(device_id, now_ms=at_ms, is_last=is_last)
@@ -110,17 +105,18 @@ class UsageKeeper:
             self._waiting.append(usage)
             if len(self._waiting) > _MOST_WAITING:
                 self._waiting.popleft()
+                self._dropped += 1
 
     async def _save(self) -> None:
+        if self._dropped:
+            text = "usage of %d devices lost; too much was waiting until the registry could store it"
+            log.error(text, self._dropped)
+            self._dropped = 0
         while self._waiting:
             some = [self._waiting.popleft() for _ in range(min(USAGE_AT_ONCE, len(self._waiting)))]
-            is_stored = False
-            try:
-                await self._store.add_usage(some)
-                is_stored = True
-            except RegistryError as problem:
-                log.warning("cannot store the usage of %d devices: %s; retrying", len(some), problem)
+            if not await store_batch(
+                partial(self._store.add_usage, some),
+                what=f"the usage of {len(some)} devices",
+                put_back=partial(self._waiting.extendleft, reversed(some)),
+            ):
                 return
-            finally:
-                if not is_stored:
-                    self._waiting.extendleft(reversed(some))

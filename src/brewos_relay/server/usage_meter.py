@@ -43,7 +43,7 @@ class Reading:
 
 def read_usage(fields: Mapping[str, bytes]) -> Reading:
     """Read the raw fields of a state. Fields of other types, and impossible values, are unknown."""
-    decoded = {name: _decode(value) for name, value in fields.items()}
+    decoded = {name: decode_field(value) for name, value in fields.items()}
     machine, power, temps = (_group(decoded.get(name)) for name in ("machine", "power", "temps"))
     steam = _group(temps.get("steam"))
     state = machine.get("state", decoded.get("state"))
@@ -161,8 +161,11 @@ class UsageMeter:
         return usage
 
 
-def _decode(value: bytes) -> Any:
-    """Decode a field in JSON or MessagePack. Only the old, flat states have numbers here, in JSON."""
+def decode_field(value: bytes) -> Any:
+    """Decode a group in JSON or MessagePack, or a text or a number in JSON; None for anything else.
+
+    Only the old, flat states have texts and numbers, in JSON.
+    """
     is_json = value[:1] in (b"{", b'"', b" ") or value[:1].isdigit()
     try:
         return (msgspec.json.decode if is_json else msgspec.msgpack.decode)(value)
