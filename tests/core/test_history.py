@@ -1,8 +1,9 @@
+"""The history of a device."""
+
 import itertools
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,63 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from brewos_relay.core.history import MOST_WAITING, Histories, Run, Samples
-from brewos_relay.core.limits import Limits
-from brewos_relay.dialect import BREWOS, NEUTRAL
+from brewos_relay.dialect import BREWOS
 from brewos_relay.messages import Message, encode
-
-ONE, TWO = "BRW-00000001", "BRW-00000002"
-
-
-def status(*, brewing: bool = False, **groups: Any) -> Message:
-    state = "brewing" if brewing else "ready"
-    content = {"type": "status", "machine": {"state": state, "isBrewing": brewing}, **groups}
-    return Message(msgspec.msgpack.encode(content), is_text=False)
-
-
-def delta(**groups: Any) -> Message:
-    return Message(msgspec.msgpack.encode({"type": "status_delta", **groups}), is_text=False)
-
-
-def pressure(bar: float) -> Message:
-    return delta(pressure=bar)
-
-
-class Kept:
-    """Histories of devices, and a device whose changes are marked and handed over like by a snapshot."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.histories = Histories(Limits(**limits), BREWOS)
-        self.changes: list[Message] = []
-        self.device_id = ONE
-
-    def send(self, *changes: Message) -> None:
-        """Send changes, and mark them as the periodic check does."""
-        self.changes += changes
-        self.histories.mark(self.device_id, self.changes, {}, trio.current_time())
-
-    def hand_over(self, whole: Message | None = None) -> None:
-        size_bytes = sum(len(change.payload) for change in self.changes)
-        self.histories.take(self.device_id, self.changes, whole, changes_bytes=size_bytes)
-        self.changes = []
-
-    async def samples(self, seconds: float = 600.0) -> Samples:
-        samples = await self.histories.read(self.device_id, seconds=seconds)
-        assert samples is not None
-        return samples
-
-    async def runs(self) -> list[Run]:
-        await self.histories.compact_due()
-        return [run for _, run in self.histories.take_runs(100)]
-
-    async def brew(self, seconds: float, *, rest: float = 10.0) -> None:
-        """Make a shot, with a change each second."""
-        self.hand_over(status(brewing=True, pressure=0.0))
-        for number in range(round(seconds)):
-            await trio.sleep(1)
-            self.send(delta(pressure=9.0, scale={"weight": 1.5 * number, "flowRate": 1.5}))
-        self.hand_over(status(brewing=False, pressure=0.0))
-        await trio.sleep(rest)
+from support.measurements import ONE, Kept, delta, pressure, status
 
 
 async def test_values_hold_until_the_next_change_of_their_group(autojump_clock: MockClock) -> None:
@@ -146,57 +93,6 @@ async def test_rows_leave_after_the_set_time_but_for_the_value_that_still_holds(
     assert (await kept.samples()).values["pressure"] == [9.0], "the machine is still there"
 
 
-async def test_history_of_a_silent_device_is_trimmed(autojump_clock: MockClock) -> None:
-    kept = Kept(history_s=60.0)
-    for _ in range(60):
-        kept.hand_over(status(pressure=1.0))
-        await trio.sleep(1)
-    await kept.histories.compact_due()
-    before_bytes = kept.histories.size_bytes
-    for _ in range(40):
-        await trio.sleep(3)
-        await kept.histories.compact_due()
-    assert kept.histories.size_bytes < before_bytes / 10
-
-
-async def test_checks_of_many_histories_leave_time_for_others(autojump_clock: MockClock) -> None:
-    kept = Kept()
-    for number in range(200):
-        kept.device_id = f"BRW-{number:08X}"
-        kept.hand_over(status())
-    await kept.histories.compact_due()
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(count)
-        await kept.histories.compact_due()
-        nursery.cancel_scope.cancel()
-    assert 3 <= turns < 50
-
-
-async def test_history_ends_after_its_device_has_gone(autojump_clock: MockClock) -> None:
-    kept = Kept(history_s=60.0)
-    kept.histories.end(ONE, trio.current_time())  # unknown
-    kept.hand_over(status(pressure=9.0))
-    kept.histories.end(ONE, trio.current_time())
-    found = await kept.samples()
-    assert found.online == [True, False]
-    assert found.values["pressure"] == [9.0, None]
-    await trio.sleep(59)
-    await kept.histories.compact_due()
-    assert len(kept.histories) == 1
-    await trio.sleep(2)
-    await kept.histories.compact_due()
-    assert len(kept.histories) == 0
-    assert await kept.histories.read(ONE, seconds=60.0) is None
-
-
 async def test_history_without_any_measurement_ends_as_well(autojump_clock: MockClock) -> None:
     kept = Kept(history_s=60.0)
     kept.send(pressure(1))
@@ -206,27 +102,6 @@ async def test_history_without_any_measurement_ends_as_well(autojump_clock: Mock
     await kept.histories.compact_due()
     assert len(kept.histories) == 1
     await kept.histories.compact_due()
-    assert len(kept.histories) == 0
-
-
-async def test_forgotten_history_is_gone(autojump_clock: MockClock) -> None:
-    kept = Kept()
-    kept.hand_over(status())
-    kept.histories.forget(ONE)
-    kept.histories.forget(TWO)
-    assert await kept.histories.read(ONE, seconds=60.0) is None
-
-
-async def test_forgetting_during_a_pass_is_no_failure(autojump_clock: MockClock) -> None:
-    kept = Kept()
-    for kept.device_id in (ONE, TWO):
-        for _ in range(100):
-            kept.hand_over(status())
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(kept.histories.compact_due)
-        await trio.lowlevel.checkpoint()
-        kept.histories.forget(TWO)
-        kept.histories.forget(ONE)
     assert len(kept.histories) == 0
 
 
@@ -344,26 +219,6 @@ async def test_number_of_runs_is_limited(autojump_clock: MockClock) -> None:
         await kept.brew(2, rest=1.0)
         runs += await kept.runs()
     assert 40 <= len(runs) <= 75
-
-
-async def test_old_firmware_is_sampled_from_its_flat_state(autojump_clock: MockClock) -> None:
-    kept = Kept()
-
-    def tell(**fields: Any) -> None:
-        others = {"pico_status": encode({"type": "pico_status", **fields})}
-        for _ in range(2):  # the second check finds the same message
-            kept.histories.mark(ONE, [], others, trio.current_time())
-
-    tell(state="ready", isBrewing=False, brewTemp=93.0, pressure=0)
-    for _ in range(10):
-        await trio.sleep(2)
-        tell(state="brewing", isBrewing=True, brewTemp=92.0, pressure=9.0)
-    tell(state="ready", isBrewing=False, brewTemp=93.0, pressure=0)
-    await trio.sleep(6)
-    (run,) = await kept.runs()
-    assert set(run.samples.values["pressure"][:-1]) == {9.0}
-    assert run.ended_at - run.began_at == pytest.approx(18)
-    kept.histories.mark(ONE, [], {"device_info": encode({"type": "device_info"})}, trio.current_time())
 
 
 async def test_flat_state_without_measurements_keeps_those_of_other_messages(
@@ -502,38 +357,50 @@ async def test_messages_beyond_the_limit_are_dropped_undecoded(autojump_clock: M
         assert kept.histories.size_bytes <= 10_000
 
 
-async def test_devices_share_the_whole_memory_equally(autojump_clock: MockClock) -> None:
-    kept = Kept(history_total_bytes=40_000, history_bytes=20_000)
-    for number in range(30):
-        kept.device_id = f"BRW-{number:08X}"
-        for _ in range(5):
-            kept.hand_over(status(junk="x" * 300))
-    assert len(kept.histories) == 19, "there is no room for more"
-    for device in range(19):
-        await kept.histories.read(f"BRW-{device:08X}", seconds=600.0)
-    assert kept.histories.size_bytes <= 40_000
-
-
-async def test_runs_that_nothing_stores_are_bounded(autojump_clock: MockClock) -> None:
+async def test_pause_makes_measurements_of_an_idle_device_older_as_well(autojump_clock: MockClock) -> None:
     kept = Kept()
-    devices = [f"BRW-{number:08X}" for number in range(MOST_WAITING // 40 + 1)]
-    for kept.device_id in devices:
-        kept.hand_over(status())
-    for number in range(40):
-        for brewing in (True, False):
-            for kept.device_id in devices:
-                kept.hand_over(status(brewing=brewing))
-            await trio.sleep(3 + number)
-        await kept.histories.compact_due()
-    dropped = kept.histories.runs_dropped
-    assert dropped == 40 * len(devices) - MOST_WAITING
-    taken = kept.histories.take_runs(2 * MOST_WAITING)
-    assert len(taken) == MOST_WAITING
-    assert round(taken[0][1].ended_at - taken[0][1].began_at) == 3 + dropped // len(devices), "the oldest go"
-    kept.histories.put_back(taken)
-    assert kept.histories.take_runs(1) == taken[:1]
-    kept.histories.put_back(taken[:1])
-    assert kept.histories.take_runs(5) == taken[:5]
+    kept.hand_over(status())
+    at = (await kept.samples()).times_s[0]
+    kept.histories.count_pause(10.0)
+    assert (await kept.samples()).times_s[0] == pytest.approx(at - 10.0)
+    assert await kept.runs() == []
+
+
+async def test_old_firmware_is_sampled_from_its_flat_state(autojump_clock: MockClock) -> None:
+    kept = Kept()
+
+    def tell(**fields: Any) -> None:
+        others = {"pico_status": encode({"type": "pico_status", **fields})}
+        for _ in range(2):  # the second check finds the same message
+            kept.histories.mark(ONE, [], others, trio.current_time())
+
+    tell(state="ready", isBrewing=False, brewTemp=93.0, pressure=0)
+    for _ in range(10):
+        await trio.sleep(2)
+        tell(state="brewing", isBrewing=True, brewTemp=92.0, pressure=9.0)
+    tell(state="ready", isBrewing=False, brewTemp=93.0, pressure=0)
+    await trio.sleep(6)
+    (run,) = await kept.runs()
+    assert set(run.samples.values["pressure"][:-1]) == {9.0}
+    assert run.ended_at - run.began_at == pytest.approx(18)
+    kept.histories.mark(ONE, [], {"device_info": encode({"type": "device_info"})}, trio.current_time())
+
+
+async def test_history_ends_after_its_device_has_gone(autojump_clock: MockClock) -> None:
+    kept = Kept(history_s=60.0)
+    kept.histories.end(ONE, trio.current_time())  # unknown
+    kept.hand_over(status(pressure=9.0))
+    kept.histories.end(ONE, trio.current_time())
+    found = await kept.samples()
+    assert found.online == [True, False]
+    assert found.values["pressure"] == [9.0, None]
+    await trio.sleep(59)
+    await kept.histories.compact_due()
+    assert len(kept.histories) == 1
+    await trio.sleep(2)
+    await kept.histories.compact_due()
+    assert len(kept.histories) == 0
+    assert await kept.histories.read(ONE, seconds=60.0) is None
 
 
 async def test_pause_of_the_process_makes_measurements_older(autojump_clock: MockClock) -> None:
@@ -548,61 +415,3 @@ async def test_pause_of_the_process_makes_measurements_older(autojump_clock: Moc
     kept.histories.count_pause(10.0)
     (run,) = await kept.runs()
     assert run.ended_at - run.began_at == pytest.approx(10.0)
-
-
-async def test_pause_makes_measurements_of_an_idle_device_older_as_well(autojump_clock: MockClock) -> None:
-    kept = Kept()
-    kept.hand_over(status())
-    at = (await kept.samples()).times_s[0]
-    kept.histories.count_pause(10.0)
-    assert (await kept.samples()).times_s[0] == pytest.approx(at - 10.0)
-    assert await kept.runs() == []
-
-
-def test_switched_off_without_time_or_measures() -> None:
-    assert Histories(Limits(), BREWOS).is_on
-    assert not Histories(Limits(history_s=0.0), BREWOS).is_on
-    assert not Histories(Limits(), NEUTRAL).is_on
-
-
-async def test_other_tasks_run_while_messages_are_decoded(autojump_clock: MockClock) -> None:
-    kept = Kept(history_bytes=10**6)
-    for _ in range(1000):
-        kept.hand_over(status())
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(count)
-        await kept.histories.compact_due()
-        nursery.cancel_scope.cancel()
-    assert turns >= 15
-
-
-async def test_questions_are_answered_as_they_come(autojump_clock: MockClock) -> None:
-    kept = Kept()
-    kept.hand_over(status(pressure=9.0))
-    answers: list[Samples | None] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(kept.histories.answer, within_s=3.0))
-        await trio.sleep(1)
-        for device_id in (ONE, TWO):
-            kept.histories.ask(device_id, 60.0, answers.append)
-        await trio.sleep(1)
-        assert len(answers) == 2
-    assert answers[0] is not None
-    assert answers[1] is None
-    assert answers[0].values["pressure"] == [9.0]
-
-
-async def test_too_many_questions_are_answered_with_nothing() -> None:
-    kept = Kept()
-    answers: list[Samples | None] = []
-    for _ in range(101):
-        kept.histories.ask(ONE, 60.0, answers.append)
-    assert answers == [None]

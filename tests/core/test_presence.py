@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from brewos_relay import messages
 from brewos_relay.core.attachment import DeviceAttachment, RemoteDeviceAttachment
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.history import Histories
+from brewos_relay.core.histories import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.presence import Presence
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot, SnapshotState

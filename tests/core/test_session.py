@@ -15,7 +15,7 @@ from brewos_relay import messages
 from brewos_relay.core.attachment import Attachment, ClientAttachment, DeviceAttachment
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import ClientCounts, Grant
-from brewos_relay.core.history import Histories
+from brewos_relay.core.histories import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import decode
 from brewos_relay.core.peer import STAYS, PeerEnd, Receive, Tasks

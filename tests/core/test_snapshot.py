@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from brewos_relay.core import merging
 from brewos_relay.core.audience import must_reach
-from brewos_relay.core.history import Histories
+from brewos_relay.core.histories import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import (
     decode,

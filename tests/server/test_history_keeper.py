@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.core import history
+from brewos_relay.core import histories
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.history import Samples
 from brewos_relay.core.limits import Limits
@@ -164,7 +164,7 @@ async def test_shots_wait_while_the_registry_fails(autojump_clock: MockClock) ->
 async def test_shots_that_are_lost_are_logged_once(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "MOST_WAITING", 1)
+    monkeypatch.setattr(histories, "MOST_WAITING", 1)
     store = RecordedShots()
     async with open_kitchen(store) as kitchen:
         store.fails = True

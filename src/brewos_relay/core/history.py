@@ -1,4 +1,4 @@
-"""History: recent measurements of each device, and its runs.
+"""History: recent measurements of a device, and its runs.
 
 The snapshot hands over the messages that it has merged, unchanged. They are decoded later, outside of the
 data path: `compact` reduces them to rows of numbers of a fixed size, and finds the runs in them. A run is the
@@ -9,13 +9,9 @@ machine.
 import itertools
 import math
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import trio
-
-from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import decode
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.dialect import Dialect
@@ -37,8 +33,6 @@ _COMPACT_BYTES: Final = 8 * 1024
 """Or once they take this much memory."""
 _MESSAGE_BYTES: Final = 128
 """The memory for a message besides its payload."""
-_LEAST_BYTES: Final = 2 * 1024
-"""The memory for the history of one device, if it has measurements at all."""
 
 TAIL_S: Final = 5.0
 """How long after its end the measurements belong to a run: coffee drips into the cup."""
@@ -49,13 +43,6 @@ _LONGEST_S: Final = 300.0
 _RUNS_PER_S: Final = 1 / 30
 _RUNS_AT_ONCE: Final = 40.0
 """Limits of recorded runs of one device."""
-_WORK_PER_PASS: Final = 50
-"""How many histories are checked, or messages decoded, before other tasks get their turn."""
-_PASSES_PER_TRIM: Final = 20
-"""How often the histories of silent devices are trimmed. Those of others are trimmed as they grow."""
-_MOST_QUESTIONS: Final = 100
-MOST_WAITING: Final = 1000
-"""How many runs of all devices may wait until they are stored."""
 
 
 class Samples(NamedTuple):
@@ -96,22 +83,16 @@ class _Segment(NamedTuple):
     size_bytes: int
 
 
-class _Question(NamedTuple):
-    device_id: str
-    seconds: float
-    answer: Callable[[Samples | None], None]
-
-
 class _Place(NamedTuple):
     """The measures and signs in one field of a message, directly or further inside."""
 
-    measures: Sequence[tuple[int, Sequence[str], float]]
+    measures: list[tuple[int, Sequence[str], float]]
     """The number of each measure, its path from here, and its step."""
-    signs: Sequence[tuple[int, Sequence[str], object]]
+    signs: list[tuple[int, Sequence[str], object]]
     """The number of each sign, its path from here, and its value while the device is at work."""
 
 
-class _Layout:
+class Layout:
     """How rows of numbers are packed, and where the messages of a dialect have them."""
 
     def __init__(self, dialect: Dialect) -> None:
@@ -122,13 +103,13 @@ class _Layout:
         self.nothing = [_UNKNOWN] * len(self.measures)
         self.rest = [False] * len(self.signs)
         self.places = _places(
-            [measure.path for measure in self.measures], [sign.path for sign in self.signs], dialect
+            [(measure.path, measure.step) for measure in dialect.measures],
+            [(sign.path, sign.value) for sign in dialect.at_work],
         )
         """By the name of the field."""
         self.flat_places = _places(
-            [(measure.flat,) if measure.flat else () for measure in self.measures],
-            [(sign.flat,) if sign.flat else () for sign in self.signs],
-            dialect,
+            [((measure.flat,) if measure.flat else (), measure.step) for measure in dialect.measures],
+            [((sign.flat,) if sign.flat else (), sign.value) for sign in dialect.at_work],
         )
         """The same for flat messages."""
 
@@ -172,7 +153,7 @@ class History:
         "raw_bytes",
     )
 
-    def __init__(self, layout: _Layout, now: float) -> None:
+    def __init__(self, layout: Layout, now: float) -> None:
         self._layout = layout
         self._origin = now  # the time zero of the rows (trio time)
         self._rows = bytearray()
@@ -410,166 +391,6 @@ class History:
             self._ended_at -= unseen_s
 
 
-class Histories:
-    """The histories of a relay's devices, by id. They outlast the connections, until they are too old."""
-
-    def __init__(self, limits: Limits, dialect: Dialect) -> None:
-        self._limits = limits
-        self._layout = _Layout(dialect)
-        self._of: dict[str, History] = {}
-        self._runs: deque[tuple[str, Run]] = deque()
-        self._passes = 0
-        self._questions: deque[_Question] = deque()
-        self._asked = trio.Event()
-        self.runs_dropped = 0
-        """Runs that were dropped because too many waited to be stored."""
-        self.is_on = limits.history_s > 0 and bool(dialect.measures)
-        """Whether histories are kept."""
-
-    def __len__(self) -> int:
-        return len(self._of)
-
-    @property
-    def size_bytes(self) -> int:
-        """The memory of all histories."""
-        return sum(history.size_bytes for history in self._of.values())
-
-    @property
-    def _most_bytes(self) -> int:
-        """The memory for messages and for rows of each device."""
-        limits = self._limits
-        return min(limits.history_bytes, limits.history_total_bytes // max(1, len(self._of))) // 2
-
-    def _open(self, device_id: str, now: float) -> History | None:
-        """Return the history of a device, which may be new. None if there is no room for another."""
-        if (history := self._of.get(device_id)) is None:
-            if (len(self._of) + 1) * _LEAST_BYTES > self._limits.history_total_bytes:
-                return None
-            history = self._of[device_id] = History(self._layout, now)
-        return history
-
-    def mark(
-        self, device_id: str, changes: Sequence[Message], others: Mapping[str, Message], now: float
-    ) -> None:
-        """Note what a device has sent by now: changes that are not handed over yet, and other messages."""
-        flat = others.get(self._layout.flat_type) if others and self._layout.flat_type else None
-        if (changes or flat is not None) and (history := self._open(device_id, now)) is not None:
-            history.mark(changes, now)
-            if flat is not None:
-                history.take_flat(flat, now, most_bytes=self._most_bytes)
-
-    def take(
-        self,
-        device_id: str,
-        changes: Sequence[Message],
-        whole: Message | None = None,
-        *,
-        changes_bytes: int,
-    ) -> None:
-        """Take over merged changes, and the whole state that came after them.
-
-        `changes_bytes` is the size of the payloads of the changes.
-        """
-        now = trio.current_time()
-        if (history := self._open(device_id, now)) is not None:
-            history.take(changes, whole, now, changes_bytes=changes_bytes, most_bytes=self._most_bytes)
-
-    def end(self, device_id: str, now: float) -> None:
-        """Note that a device goes offline. Its messages were handed over before."""
-        if (history := self._of.get(device_id)) is not None:
-            history.take((), None, now, is_end=True, most_bytes=self._most_bytes)
-
-    def forget(self, device_id: str) -> None:
-        """Forget the history of a device."""
-        self._of.pop(device_id, None)
-
-    def count_pause(self, unseen_s: float) -> None:
-        """Make all measurements older by a pause that is missing on Trio's clock."""
-        for history in self._of.values():
-            history.count_pause(unseen_s)
-
-    async def compact_due(self) -> None:
-        """Decode the messages that are due, and drop old measurements. Other tasks run in between."""
-        self._passes += 1
-        trims = self._passes % _PASSES_PER_TRIM == 0
-        now, work = trio.current_time(), 0
-        for device_id in list(self._of):
-            work += 1
-            if work >= _WORK_PER_PASS:
-                await trio.lowlevel.checkpoint()
-                now, work = trio.current_time(), 0
-            if (history := self._of.get(device_id)) is None:
-                continue
-            if history.is_due(now):
-                work = await self._compact(device_id, history, work)
-            elif history.is_over(now, seconds=self._limits.history_s):
-                del self._of[device_id]
-            elif trims:
-                self._trim(history)
-        await trio.lowlevel.checkpoint()
-
-    async def read(self, device_id: str, *, seconds: float) -> Samples | None:
-        """Return the measurements of a device's last seconds; None if there are none."""
-        if (history := self._of.get(device_id)) is None:
-            await trio.lowlevel.checkpoint()
-            return None
-        await self._compact(device_id, history, 0)
-        await trio.lowlevel.checkpoint()
-        return history.samples(trio.current_time(), seconds=min(seconds, self._limits.history_s))
-
-    def ask(self, device_id: str, seconds: float, answer: Callable[[Samples | None], None]) -> None:
-        """Have `answer` called with the measurements of a device; with None if there are too many questions.
-
-        For callers that cannot wait.
-        """
-        if len(self._questions) >= _MOST_QUESTIONS:
-            answer(None)
-            return
-        self._questions.append(_Question(device_id, seconds, answer))
-        self._asked.set()
-
-    async def answer(self, *, within_s: float) -> None:
-        """Answer questions that come within this time."""
-        with trio.move_on_after(within_s):
-            while True:
-                await self._asked.wait()
-                self._asked = trio.Event()
-                while self._questions:
-                    device_id, seconds, answer = self._questions.popleft()
-                    answer(await self.read(device_id, seconds=seconds))
-
-    async def _compact(self, device_id: str, history: History, work: int) -> int:
-        """Decode all messages that wait. Other tasks run after as much work as fits into a pass.
-
-        Takes and returns the work that was done since they ran.
-        """
-        while (compacted := history.compact_some(trio.current_time())) is not None:
-            decoded, runs = compacted
-            self._runs.extend((device_id, run) for run in runs)
-            while len(self._runs) > MOST_WAITING:
-                self._runs.popleft()
-                self.runs_dropped += 1
-            work += decoded
-            if work >= _WORK_PER_PASS:
-                self._trim(history)
-                await trio.lowlevel.checkpoint()
-                work = 0
-        self._trim(history)
-        return work
-
-    def _trim(self, history: History) -> None:
-        seconds = self._limits.history_s
-        history.trim(trio.current_time(), seconds=seconds, most_bytes=self._most_bytes)
-
-    def take_runs(self, most: int) -> list[tuple[str, Run]]:
-        """Return runs that have ended, with their devices, the oldest first. They are not returned again."""
-        return [self._runs.popleft() for _ in range(min(most, len(self._runs)))]
-
-    def put_back(self, runs: Sequence[tuple[str, Run]]) -> None:
-        """Put back runs that could not be stored."""
-        self._runs.extendleft(reversed(runs))
-
-
 def _times(segment: _Segment) -> Iterator[float]:
     """Return when each change came, spread evenly over the time between two marks."""
     number, before = 0, -math.inf
@@ -581,24 +402,17 @@ def _times(segment: _Segment) -> Iterator[float]:
 
 
 def _places(
-    measures: Sequence[Sequence[str]], signs: Sequence[Sequence[str]], dialect: Dialect
+    measures: Sequence[tuple[Sequence[str], float]], signs: Sequence[tuple[Sequence[str], object]]
 ) -> Mapping[str, _Place]:
-    """Group the paths of measures and signs by their first field. An empty path is nowhere."""
-    return {
-        name: _Place(
-            [
-                (number, path[1:], dialect.measures[number].step)
-                for number, path in enumerate(measures)
-                if path[:1] == (name,)
-            ],
-            [
-                (number, path[1:], dialect.at_work[number].value)
-                for number, path in enumerate(signs)
-                if path[:1] == (name,)
-            ],
-        )
-        for name in dict.fromkeys(path[0] for path in (*measures, *signs) if path)
-    }
+    """Group measures and signs by the first field of their path. An empty path is nowhere."""
+    places: dict[str, _Place] = {}
+    for number, (path, step) in enumerate(measures):
+        if path:
+            places.setdefault(path[0], _Place([], [])).measures.append((number, path[1:], step))
+    for number, (path, wanted) in enumerate(signs):
+        if path:
+            places.setdefault(path[0], _Place([], [])).signs.append((number, path[1:], wanted))
+    return places
 
 
 def _find(content: Any, path: Sequence[str]) -> Any:

@@ -14,7 +14,7 @@ import trio
 from brewos_relay import messages
 from brewos_relay.core.attachment import DeviceAttachment
 from brewos_relay.core.counters import Counters
-from brewos_relay.core.history import Histories
+from brewos_relay.core.histories import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.snapshot import SmallSnapshot, Snapshot, SnapshotState

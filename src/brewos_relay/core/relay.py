@@ -21,7 +21,8 @@ from brewos_relay.core.audience import CHECK_EVERY_S
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.device_log import DeviceLog
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
-from brewos_relay.core.history import Histories, Samples
+from brewos_relay.core.histories import Histories
+from brewos_relay.core.history import Samples
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.pauses import PauseWatch
 from brewos_relay.core.peer import Peer

@@ -19,7 +19,7 @@ from brewos_relay.core.audience import Audience
 from brewos_relay.core.commands import Commands
 from brewos_relay.core.counters import Counters
 from brewos_relay.core.grant import FULL, ClientCounts, Grant
-from brewos_relay.core.history import Histories
+from brewos_relay.core.histories import Histories
 from brewos_relay.core.limits import Limits
 from brewos_relay.core.merging import without_seq
 from brewos_relay.core.peer import SHUT_DOWN, Peer, Receive

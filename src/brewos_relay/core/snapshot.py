@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from brewos_relay.core.device_log import DeviceLog
-from brewos_relay.core.history import Histories
+from brewos_relay.core.histories import Histories
 from brewos_relay.core.merging import (
     EMPTY_GROUPS,
     fields_of,
