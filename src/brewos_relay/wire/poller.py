@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 class PolledConnection:
     """A connection whose socket the poller reads.
 
-    It is a class and no protocol, because the compiled poller calls methods of a class directly.
+    It is a class and no protocol, because the compiled poller calls methods of a class directly. They raise
+    unless a class defines them: a compiled build does not check abstract methods.
     """
 
     __slots__ = ()
