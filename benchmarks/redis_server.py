@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pinning import pinned_to
+from ports import free_port
 
 START_S = 10.0
 
@@ -17,9 +18,7 @@ class RedisServer:
     """A server on a port of this machine, which stores nothing. **Owns:** its process."""
 
     def __init__(self, program: str, folder: Path, cpu: int | None = None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._command = [
             *(program, "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--dir", str(folder), "--tcp-backlog", "128"),

@@ -5,12 +5,10 @@ import hashlib
 import hmac
 import json
 import os
-import random
 import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pinning import pinned_to
+from ports import free_port
 from processes import descendants
 from workloads import FIRST_DEVICE
 
@@ -216,7 +215,9 @@ def prepare_relay(fleet: Fleet, *, command: str | None, name: str = "relay") -> 
     except BenchError as error:
         raise MissingError(f"brewos-relay does not run here (python3 -m pip install .): {error}") from error
     if name == "compiled" and "(compiled)" not in version:
-        raise MissingError(f"{relay[0]} has no compiled build: nox -s bench installs it")
+        raise MissingError(
+            f"{relay[0]} has no compiled build: BREWOS_RELAY_BUILD_TESTS=compiled nox -s bench installs it"
+        )
     run_quietly(
         [*relay, "device", "import", str(fleet.csv)], env=environ | {"DATA_DIR": str(data_dir)}, cwd=cwd
     )
@@ -229,18 +230,6 @@ def prepare_relay(fleet: Fleet, *, command: str | None, name: str = "relay") -> 
     tls_arguments = ("--tls-cert", str(fleet.pem), "--tls-key", str(fleet.pem))
     server = fleet.server(name, [*relay, *serve], token, tls_arguments=tls_arguments)
     return replace(server, environ={**environ, **RATES_OFF})
-
-
-def _free_port() -> int:
-    """Find a port below the range that the system gives to outgoing connections, which may be used up."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise BenchError("no free port was found between 20000 and 31999")
 
 
 def _listens(pid: int, port: int) -> bool:
@@ -291,7 +280,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def running(server: Server, *, tls: bool = False, cpu: int | None = None) -> Iterator[tuple[int, int]]:
     """Run a fresh process of the server, pinned to a processor; give its port and the id of the process."""
-    port = _free_port()
+    port = free_port()
     log = BUILD / f"{server.name}.log"
     command = [part.replace("{port}", str(port)) for part in server.command]
     if tls:
