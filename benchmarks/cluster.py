@@ -1,7 +1,6 @@
 """The figures of several instances: messages between them, their return to Redis, and several workers.
 
-Each part measures one round against fresh servers and returns figures by their keys. `FIGURES` has their
-limits. Run by `run.py --only cluster`.
+Run by `run.py --only cluster`.
 """
 
 import json
@@ -12,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
+from parts import PartFigure
 from pinning import Pins, pinned_to
 from processes import Process, cpu_s_of, descendants, pss_kib
-from progress import say, warn
+from quiet import Report
 from redis_server import RedisClient, RedisServer, running_redis
 from servers import BUILD, BenchError, Server, running
 from workloads import FIRST_DEVICE, WORKLOADS
@@ -42,34 +41,14 @@ WORKER_CORES = 2
 LATE = "brewos_relay_loop_late_seconds_bucket"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterFigure:
-    """One figure of the cluster: its key, a label, the unit, and a limit.
-
-    `is_least` says that the limit is the least value instead of the greatest one.
-    """
-
-    part: str
-    key: str
-    title: str
-    unit: str
-    limit: float | None = None
-    is_least: bool = False
-
-    def judge(self, value: float) -> bool | None:
-        """Whether the limit was kept; None if there is none."""
-        if self.limit is None:
-            return None
-        return value >= self.limit if self.is_least else value <= self.limit
-
-
 LOCAL_WORKLOADS = ("fanout-50x1-w1", "fanout-1x100-w1", "command-50x1-w1")
 WORKER_WORKLOADS = ("fanout-50x1-w4", "storm-4000x1")
+WORKER_LATENCY = "latency-200x1-1k"
 
 
-def _figures() -> Iterator[ClusterFigure]:
-    def crossing(key: str, title: str, unit: str = "µs", limit: float | None = None) -> ClusterFigure:
-        return ClusterFigure(part="crossing", key=key, title=title, unit=unit, limit=limit)
+def _figures() -> Iterator[PartFigure]:
+    def crossing(key: str, title: str, unit: str = "µs", limit: float | None = None) -> PartFigure:
+        return PartFigure(part="crossing", key=key, title=title, unit=unit, limit=limit)
 
     yield crossing("crossing_p50_us", "crossing-400x1-2k, p50", limit=1_500)
     yield crossing("crossing_p99_us", "crossing-400x1-2k, p99", limit=5_000)
@@ -85,34 +64,34 @@ def _figures() -> Iterator[ClusterFigure]:
     yield crossing("local_p99_us", "the same 2,000 a second within one instance, p99")
     yield crossing("local_us", "the same 2,000 a second within one instance, CPU per delivery")
     for workload in LOCAL_WORKLOADS:
-        yield ClusterFigure(
+        yield PartFigure(
             part="local",
             key=f"{workload}_pct",
             title=f"{workload}, CPU time with a bus",
             unit="% more",
             limit=None if workload.startswith("command") else 3.0,
         )
-        yield ClusterFigure(part="local", key=f"{workload}_us", title=f"{workload}, without a bus", unit="µs")
-    yield ClusterFigure(
+        yield PartFigure(part="local", key=f"{workload}_us", title=f"{workload}, without a bus", unit="µs")
+    yield PartFigure(
         part="reclaim",
         key="reclaim_ms",
         title="5,000 devices claimed after Redis' return",
         unit="ms",
         limit=1_000,
     )
-    yield ClusterFigure(part="reclaim", key="reclaim_cpu_ms", title="CPU time of the instance", unit="ms")
-    yield ClusterFigure(part="reclaim", key="reclaim_late_ms", title="event loop late, at most", unit="ms")
-    yield ClusterFigure(
+    yield PartFigure(part="reclaim", key="reclaim_cpu_ms", title="CPU time of the instance", unit="ms")
+    yield PartFigure(part="reclaim", key="reclaim_late_ms", title="event loop late, at most", unit="ms")
+    yield PartFigure(
         part="reclaim", key="reclaim_local_p50_us", title="local messages meanwhile, p50", unit="µs"
     )
-    yield ClusterFigure(
+    yield PartFigure(
         part="reclaim", key="reclaim_local_p99_us", title="local messages meanwhile, p99", unit="µs"
     )
-    yield ClusterFigure(
+    yield PartFigure(
         part="reclaim", key="reclaim_local_max_us", title="local messages meanwhile, longest", unit="µs"
     )
     for workload in WORKER_WORKLOADS:
-        yield ClusterFigure(
+        yield PartFigure(
             part="workers",
             key=f"{workload}_times",
             title=f"{workload}, capacity of 2 workers ÷ 1",
@@ -120,27 +99,29 @@ def _figures() -> Iterator[ClusterFigure]:
             limit=1.7,
             is_least=True,
         )
-        yield ClusterFigure(
+        yield PartFigure(
             part="workers", key=f"{workload}_rate_times", title=f"{workload}, rate of 2 workers ÷ 1", unit="x"
         )
-        yield ClusterFigure(
-            part="workers", key=f"{workload}_one_us", title=f"{workload}, CPU with 1", unit="µs"
-        )
-        yield ClusterFigure(
-            part="workers", key=f"{workload}_two_us", title=f"{workload}, CPU with 2", unit="µs"
-        )
-        yield ClusterFigure(
+        yield PartFigure(part="workers", key=f"{workload}_one_us", title=f"{workload}, CPU with 1", unit="µs")
+        yield PartFigure(part="workers", key=f"{workload}_two_us", title=f"{workload}, CPU with 2", unit="µs")
+        yield PartFigure(
             part="workers",
             key=f"{workload}_busier_pct",
             title=f"{workload}, share of the busier worker",
             unit="%",
         )
-    yield ClusterFigure(
+    for count, name in ((1, "one process"), (2, "2 workers")):
+        for key in ("p50_us", "p99_us"):
+            yield PartFigure(
+                part="workers",
+                key=f"latency_{count}_{key}",
+                title=f"{WORKER_LATENCY}, {key.removesuffix('_us')} of {name}",
+                unit="µs",
+            )
+    yield PartFigure(
         part="workers", key="worker_mib", title="memory of another worker", unit="MiB", limit=60.0
     )
-    yield ClusterFigure(
-        part="workers", key="parent_mib", title="memory of the parent and of Redis", unit="MiB"
-    )
+    yield PartFigure(part="workers", key="parent_mib", title="memory of the parent and of Redis", unit="MiB")
 
 
 FIGURES = tuple(_figures())
@@ -195,7 +176,7 @@ class Setting:
             *(part for pid in pids for part in ("--pid", str(pid))),
         ]
 
-    def run(self, arguments: Sequence[str], *, pids: Sequence[int], secs: float | None = None) -> "Report":
+    def run(self, arguments: Sequence[str], *, pids: Sequence[int], secs: float | None = None) -> Report:
         """Run the load generator to its end. Raises BenchError if a connection fails."""
         process = self.start(arguments, pids=pids, secs=secs)
         return read_report(process)
@@ -213,7 +194,6 @@ class Setting:
         )
 
 
-Report = dict[str, Any]
 Part = Callable[[Setting], dict[str, float]]
 
 
@@ -396,32 +376,44 @@ def latest_ms(before: Mapping[float, float], after: Mapping[float, float]) -> fl
 
 
 def measure_workers(setting: Setting) -> dict[str, float]:
-    """Compare two workers with a single process, and three with two."""
-    found: dict[str, float] = {}
+    """Compare two workers with a single process, and three with two.
+
+    The workers may use all processors, but only that of the single process when latencies are measured: the
+    generator uses all of its own.
+    """
+    fanout, connecting = WORKER_WORKLOADS
+    latency = _COMMANDS[WORKER_LATENCY]
     storm = [*sizes("storm", setting.connecting), "--settle", "0"]
-    for name, workload, secs in (
-        (WORKER_WORKLOADS[0], _COMMANDS[WORKER_WORKLOADS[0]], setting.secs),
-        (WORKER_WORKLOADS[1], storm, 0.0),
-    ):
-        with running(setting.server, cpu=setting.pins.server) as (port, pid):
-            one = setting.run([*workload, "--port", str(port)], pids=[pid], secs=secs)
-        two, _ = _run_workers(setting, 2, workload, secs)
+    cpu = setting.pins.server
+    with running(setting.server, cpu=cpu) as (port, pid):
+        fanout_one = setting.run([*_COMMANDS[fanout], "--port", str(port)], pids=[pid])
+        latency_one = setting.run([*latency, "--port", str(port)], pids=[pid])
+    with running(setting.server, cpu=cpu) as (port, pid):
+        storm_one = setting.run([*storm, "--port", str(port)], pids=[pid], secs=0)
+    fanout_two, kib_of_two = _run_workers(setting, 2, _COMMANDS[fanout], setting.secs)
+    storm_two, _ = _run_workers(setting, 2, storm, 0)
+    latency_two, _ = _run_workers(setting, 2, latency, setting.secs, cpu=cpu)
+    _, kib_of_three = _run_workers(setting, 3, _COMMANDS[fanout], setting.secs)
+
+    found = {
+        "worker_mib": (sum(kib_of_three) - sum(kib_of_two)) / 1024,
+        "parent_mib": sum(kib_of_two[2:]) / 1024,
+    }
+    for name, one, two in ((fanout, fanout_one, fanout_two), (connecting, storm_one, storm_two)):
         found |= {f"{name}_{key}": value for key, value in compare_workers(one, two).items()}
-    warm = _COMMANDS[WORKER_WORKLOADS[0]]
-    kib = {count: _run_workers(setting, count, warm, 0.2)[1] for count in (2, 3)}
-    found["worker_mib"] = (sum(kib[3]) - sum(kib[2])) / 1024
-    found["parent_mib"] = sum(kib[2][2:]) / 1024
+    for count, report in ((1, latency_one), (2, latency_two)):
+        found |= {f"latency_{count}_{key}": report[key] for key in ("p50_us", "p99_us")}
     return found
 
 
 def _run_workers(
-    setting: Setting, count: int, workload: Sequence[str], secs: float
+    setting: Setting, count: int, workload: Sequence[str], secs: float, *, cpu: int | None = None
 ) -> tuple[Report, list[int]]:
     """Run a workload on several workers; return its report, and the memory of each process in KiB.
 
     The workers are the first processes, then come their parent, their template and Redis.
     """
-    with running(setting.workers(count)) as (port, pid):
+    with running(setting.workers(count), cpu=cpu) as (port, pid):
         started = descendants(pid)
         workers = workers_among(started, pid)
         if len(workers) != count:
@@ -468,8 +460,6 @@ def compare_workers(one: Report, two: Report) -> dict[str, float]:
     }
 
 
-# Rounds and results
-
 MEASURE: Mapping[str, Part] = {
     "crossing": measure_crossing,
     "local": measure_local,
@@ -484,64 +474,3 @@ def redis_program() -> str:
         return find_program()
     except RelayError as error:
         raise BenchError(str(error)) from error
-
-
-def measure_rounds(setting: Setting, parts: Sequence[str], runs: int) -> tuple[list[dict[str, object]], int]:
-    """Measure each part `runs` times; return the figures of each round, and the failures."""
-    reports: list[dict[str, object]] = []
-    failures = 0
-    for run in range(runs):
-        for part in parts:
-            label = f"[{run + 1}/{runs}] {GROUP}: {part}"
-            try:
-                found = MEASURE[part](setting)
-            except (BenchError, OSError) as error:
-                failures += 1
-                warn(f"{label}: {error}")
-                continue
-            say(f"{label}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}")
-            reports.append({"run": run, "part": part, **found})
-    return reports, failures
-
-
-def values_of(reports: Sequence[Mapping[str, object]], figure: ClusterFigure) -> list[float]:
-    """Return a figure by round. Rounds without it are left out."""
-    return [float(str(report[figure.key])) for report in reports if figure.key in report]
-
-
-def cluster_table(reports: Sequence[Mapping[str, object]]) -> str:
-    """Return the table, in Markdown: medians of the rounds, their range, and verdicts."""
-    rows = [("Part", "Figure", "Limit", "Median", "Range", "Verdict"), ("---",) * 6]
-    for figure in FIGURES:
-        values = values_of(reports, figure)
-        if not values:
-            continue
-        kept = figure.judge(median(values))
-        limit = (
-            "-"
-            if figure.limit is None
-            else f"{'≥' if figure.is_least else '≤'} {figure.limit:,g} {figure.unit}"
-        )
-        rows.append(
-            (
-                figure.part,
-                figure.title,
-                limit,
-                f"{_number(median(values))} {figure.unit}".rstrip(),
-                f"{_number(min(values))} to {_number(max(values))}",
-                "-" if kept is None else "ok" if kept else "**MISSED**",
-            )
-        )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def count_missed_cluster(reports: Sequence[Mapping[str, object]]) -> int:
-    """Count the limits that were missed."""
-    return sum(
-        figure.judge(median(values)) is False for figure in FIGURES if (values := values_of(reports, figure))
-    )
-
-
-def _number(value: float) -> str:
-    size = abs(value)
-    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2}f}"

@@ -4,8 +4,10 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,8 @@ class Process:
     name: str
     start: int
     """When it started, in ticks since the system started."""
+    cpu_s: float = field(compare=False)
+    """Its CPU time, and that of its children that have ended."""
 
     def kill(self) -> None:
         """Kill it, if it still runs."""
@@ -27,17 +31,22 @@ class Process:
 
 def descendants(pid: int) -> list[Process]:
     """Return the children of a process and their descendants, parents first."""
-    everything = [
-        process
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and (process := _read(int(entry.name)))
-    ]
+    everything = _read_all()
     found: list[Process] = []
     parents = {pid}
     while children := [process for process in everything if process.parent in parents]:
         found += children
         parents = {process.pid for process in children}
     return found
+
+
+def cpu_s_of_others() -> float:
+    """Return the CPU time of all other processes in s, without the descendants of this one.
+
+    A process that has ended counts as long as its parent runs.
+    """
+    mine = {os.getpid(), *(process.pid for process in descendants(os.getpid()))}
+    return sum(process.cpu_s for process in _read_all() if process.pid not in mine)
 
 
 def cpu_s_of(pid: int) -> float:
@@ -53,6 +62,14 @@ def pss_kib(pid: int) -> int:
     return 0
 
 
+def _read_all() -> list[Process]:
+    return [
+        process
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (process := _read(int(entry.name)))
+    ]
+
+
 def _read(pid: int) -> Process | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
@@ -61,4 +78,5 @@ def _read(pid: int) -> Process | None:
     # The name is in parentheses, and may contain some.
     name, _, rest = text[text.index("(") + 1 :].rpartition(")")
     fields = rest.split()
-    return Process(pid=pid, parent=int(fields[1]), name=name, start=int(fields[19]))
+    cpu_s = sum(map(int, fields[11:15])) / _TICKS_PER_S
+    return Process(pid=pid, parent=int(fields[1]), name=name, start=int(fields[19]), cpu_s=cpu_s)

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -16,6 +17,26 @@ def warn(text: str) -> None:
     say(f"{rule}\n!! {text}\n{rule}")
 
 
+def optimisation(config_args: str, base_prefix: str) -> str | None:
+    """Return how a Python was optimised, as far as its configuration tells; None if it was not.
+
+    That of Debian describes its shared library, and not the interpreter, which is optimised.
+    """
+    if "--enable-optimizations" in config_args:
+        return "optimised"
+    return "the distribution's build" if base_prefix == "/usr" else None
+
+
+def is_optimised() -> bool:
+    """Whether this Python is an optimised build."""
+    return optimisation(sysconfig.get_config_var("CONFIG_ARGS") or "", sys.base_prefix) is not None
+
+
+def describe_python() -> str:
+    found = optimisation(sysconfig.get_config_var("CONFIG_ARGS") or "", sys.base_prefix)
+    return f"Python {platform.python_version()} ({found or 'not optimised'})"
+
+
 def describe_machine() -> str:
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -25,5 +46,5 @@ def describe_machine() -> str:
     load_1min, _, _ = os.getloadavg()
     return (
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, load {load_1min:.1f}"
+        f"{describe_python()}, load {load_1min:.1f}"
     )

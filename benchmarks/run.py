@@ -1,30 +1,33 @@
 """Measure brewos-relay beside the floor and other relays; print one table and draw one chart.
 
     python benchmarks/run.py [--quick] [--only NAME,NAME] [--runs 5] [--servers floor,relay]
+    python benchmarks/run.py --targets [--json FILE]     # the tables of the compiled build's targets
+    python benchmarks/run.py --from FILE FILE            # the tables of earlier measurements
 
 Only Linux has what this reads (/proc) and uses (epoll). Exit codes: 0 all limits kept, 1 a limit missed or
 a measurement failed, 2 wrong usage, 3 could not start.
 """
 
 import argparse
-import json
 import resource
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import relay_parts
 from chart import chart
-from pinning import Pins, choose_pins, describe, pinned_to
-from progress import describe_machine, say, warn
-from results import Results, count_missed
+from parts import count_missed_parts, parts_table
+from pinning import Pins, choose_pins, describe
+from progress import describe_machine, describe_python, is_optimised, say, warn
+from quiet import DISTURBED_PCT, REPEATS, Quiet, Report
+from results import Results, count_missed, count_missed_targets
+from rounds import Plan, measure_rounds
+from saved import Saved, describe_rounds, read_saved
 from servers import (
     BUILD,
-    HERE,
     BenchError,
     Fleet,
     MissingError,
@@ -35,21 +38,22 @@ from servers import (
     prepare_node,
     prepare_python_relay,
     prepare_relay,
-    running,
 )
-from table import growth_sentences, table, targets_table
-from workloads import GROUPS, SERVERS, WORKLOADS, Workload, choose
+from table import growth_sentences, table
+from targets import peers_table, targets_table
+from workloads import GROUPS, SERVERS, TARGETS, WORKLOADS, Workload, choose
 
 import cluster
-from cluster import Setting, cluster_table, count_missed_cluster, redis_program
 
 SPARE_FILES = 200
 """Open files that a server needs besides its connections."""
 RUNS, QUICK_RUNS = 5, 1
 SECS, QUICK_SECS = 2.0, 1.0
 DEVICES = max(*(workload.devices for workload in WORKLOADS), cluster.RECLAIMED + cluster.LOCAL_DEVICES)
-AROUND_S = 3.5
-"""What a measurement takes besides its length: starting, connecting, warming up."""
+PARTS = (*cluster.PARTS, *relay_parts.PARTS)
+FIGURES = (*cluster.FIGURES, *relay_parts.FIGURES)
+TARGET_PARTS = ("tls", "history", "workers")
+"""Parts that belong to the targets."""
 
 
 def _names(text: str, known: Sequence[str]) -> list[str]:
@@ -62,7 +66,7 @@ def _names(text: str, known: Sequence[str]) -> list[str]:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    names = [*GROUPS, cluster.GROUP, *cluster.PARTS, *(workload.name for workload in WORKLOADS)]
+    names = [*GROUPS, cluster.GROUP, *PARTS, *(workload.name for workload in WORKLOADS)]
     parser = argparse.ArgumentParser(description="Measure brewos-relay beside the floor and other relays.")
     parser.add_argument(
         "--quick", action="store_true", help="one short round of some workloads: a look, no figures"
@@ -73,7 +77,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         action="extend",
         metavar="NAME,…",
         help=f"groups or workloads; groups are {', '.join(GROUPS)}, and {cluster.GROUP} with its parts "
-        f"{', '.join(cluster.PARTS)}",
+        f"{', '.join(cluster.PARTS)}; further parts are {', '.join(relay_parts.PARTS)}",
+    )
+    parser.add_argument(
+        "--targets",
+        action="store_true",
+        help="measure what the compiled build has targets for, and print their tables",
     )
     parser.add_argument(
         "--servers",
@@ -95,15 +104,36 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--devices",
         type=int,
         metavar="COUNT",
-        help=f"devices of {cluster.GROUP} that are claimed again or connect, instead of thousands",
+        help=f"devices of {cluster.GROUP} and of the history, instead of thousands",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single measurement to FILE")
+    parser.add_argument(
+        "--disturbed",
+        type=float,
+        default=DISTURBED_PCT,
+        metavar="PERCENT",
+        help="measure again when other programs used more than this share of one processor "
+        f"(default {DISTURBED_PCT:g})",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        metavar="COUNT",
+        help=f"how often a disturbed measurement is repeated (default {REPEATS}, quick 0)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write every single measurement to FILE, after each of them",
+    )
     parser.add_argument(
         "--from",
         type=Path,
-        dest="from_file",
+        dest="from_files",
+        nargs="+",
+        action="extend",
         metavar="FILE",
-        help="measure nothing; make the table and the chart of a FILE that --json wrote",
+        help="measure nothing; make the tables and the chart of the FILEs that --json wrote, together",
     )
     parser.add_argument(
         "--chart",
@@ -121,10 +151,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     chosen = parser.parse_args(arguments)
     chosen.runs = (QUICK_RUNS if chosen.quick else RUNS) if chosen.runs is None else chosen.runs
     chosen.secs = (QUICK_SECS if chosen.quick else SECS) if chosen.secs is None else chosen.secs
+    chosen.repeats = (0 if chosen.quick else REPEATS) if chosen.repeats is None else chosen.repeats
     if chosen.devices is not None and not 0 < chosen.devices <= cluster.RECLAIMED:
         parser.error(f"--devices must be between 1 and {cluster.RECLAIMED}")
     if chosen.runs < 1 or chosen.secs <= 0:
         parser.error("--runs and --secs must be above 0")
+    if chosen.repeats < 0 or chosen.disturbed < 0:
+        parser.error("--repeats and --disturbed must not be below 0")
     return chosen
 
 
@@ -170,103 +203,68 @@ def prepare_servers(
     return servers, warnings
 
 
-def measure(server: Server, workload: Workload, *, secs: float, pins: Pins) -> dict[str, float]:
-    """Run one workload against a fresh process of the server; return what `load` reports."""
-    load = [sys.executable, str(HERE / "tls_load.py")] if workload.tls else [str(BUILD / "load")]
-    with running(server, tls=workload.tls, cpu=pins.server) as (port, pid):
-        command = [*load, *workload.command, "--port", str(port), "--pid", str(pid)]
-        secrets_and_length = ["--key", server.key, "--token", server.token, "--secs", str(secs), "--verbose"]
-        done = subprocess.run(
-            [*command, *secrets_and_length],
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=pinned_to(pins.generator),
-        )
-    if done.returncode:
-        raise BenchError(f"{workload.name} on {server.name} failed:\n{done.stderr.strip()[:2000]}")
-    report: dict[str, float] = json.loads(done.stdout)
-    return report
-
-
-def measure_rounds(
-    servers: dict[str, Server], workloads: Sequence[Workload], *, runs: int, secs: float, pins: Pins
-) -> tuple[list[dict[str, object]], int]:
-    """Measure everything `runs` times; return each report with its workload and server, and the failures.
-
-    The servers take turns within a workload, so all of them are measured in the same minute, and another one
-    begins in each round.
-    """
-    reports: list[dict[str, object]] = []
-    failures = done = 0
-    turns = {w.name: [servers[name] for name in w.servers if name in servers] for w in workloads}
-    total = runs * sum(map(len, turns.values()))
-    say(f"{total} measurements; about {total * (secs + AROUND_S) / 60:.0f} min; {describe(pins)}")
-    began_s = time.monotonic()
-    for run in range(runs):
-        for workload in workloads:
-            taking_part = turns[workload.name]
-            for place in range(len(taking_part)):
-                server = taking_part[(run + place) % len(taking_part)]
-                left_min = (time.monotonic() - began_s) / done * (total - done) / 60 if done else None
-                left = f"{left_min:3.0f} min left" if left_min is not None else " " * 12
-                done += 1
-                label = f"[{done}/{total} {left}] {workload.name:<18} {server.name:<10}"
-                try:
-                    report = measure(server, workload, secs=secs, pins=pins)
-                except BenchError as error:
-                    failures += 1
-                    warn(f"{label} {error}")
-                    continue
-                figures = (
-                    f"{figure.title} {report[figure.key]:.2f} {figure.unit}" for figure in workload.figures
-                )
-                say(f"{label} {', '.join(figures)}")
-                reports.append({"run": run, "workload": workload.name, "server": server.name} | report)
-    return reports, failures
-
-
-def show(
-    reports: Sequence[dict[str, object]],
-    of_cluster: Sequence[dict[str, object]],
-    caption: str,
-    chart_file: Path,
-) -> int:
+def show(saved: Saved, chart_file: Path, *, only_targets: bool) -> int:
     """Print the tables, draw the chart, and put the tables beside it; return how many limits were missed."""
-    results = Results(reports)
-    parts = [table(results), "", *growth_sentences(results), ""] if reports else []
-    targets = targets_table(results)
-    parts += [targets, ""] if targets else []
-    parts += [cluster_table(of_cluster), ""] if of_cluster else []
-    text = "\n".join([*parts, caption, ""])
+    results = Results(saved.reports)
+    targets = targets_table(results, saved.parts)
+    texts = [targets, peers_table(results)] if only_targets else []
+    if not only_targets:
+        texts += [table(results), *growth_sentences(results)] if saved.reports else []
+        texts.append(targets)
+    # The table of the targets has rows for TLS.
+    figures = [figure for figure in FIGURES if not (targets and figure.part == "tls")]
+    texts += [parts_table(figures, saved.parts), saved.caption, describe_rounds(saved)]
+    text = "\n\n".join(filter(None, texts)) + "\n"
     print(text, flush=True)
     chart_file.parent.mkdir(parents=True, exist_ok=True)
     chart_file.with_suffix(".md").write_text(text, encoding="utf-8")
-    if reports:
-        chart_file.write_text(chart(results, caption=caption), encoding="utf-8")
+    if saved.reports:
+        chart_file.write_text(chart(results, caption=saved.caption), encoding="utf-8")
         say(f"The chart is in {chart_file}.")
     say(f"The tables are in {chart_file.with_suffix('.md')}.")
-    return count_missed(results) + count_missed_cluster(of_cluster)
+    missed = count_missed_targets(results) + count_missed_parts(FIGURES, saved.parts)
+    return missed if only_targets else missed + count_missed(results)
 
 
-def choose_parts(only: Sequence[str] | None) -> list[str]:
-    """Return the parts of the cluster's figures that were chosen: all with its group, and by default."""
-    return [part for part in cluster.PARTS if not only or cluster.GROUP in only or part in only]
+def choose_parts(only: Sequence[str] | None, *, only_targets: bool = False) -> list[str]:
+    """Return the parts that were chosen: by default all, or all that belong to the targets."""
+    return [
+        part
+        for part in PARTS
+        if (part in TARGET_PARTS or not only_targets)
+        and (not only or part in only or (part in cluster.PARTS and cluster.GROUP in only))
+    ]
 
 
-def measure_cluster(
-    parts: Sequence[str], server: Server, arguments: argparse.Namespace, pins: Pins
-) -> tuple[list[dict[str, object]], int, list[str]]:
-    """Measure several instances; return the reports, the failures, and warnings."""
+def prepare_parts(
+    chosen: Sequence[str], servers: Mapping[str, Server], arguments: argparse.Namespace, pins: Pins
+) -> tuple[dict[str, Callable[[], Report]], list[str]]:
+    """Return the functions that measure the parts, and warnings for parts that are left out."""
+    builds = {name: servers[name] for name in relay_parts.BUILDS if name in servers}
+    if not builds:
+        return {}, []
+    alone = relay_parts.Setting(servers=builds, secs=arguments.secs, pins=pins)
+    if arguments.devices is not None:
+        alone = replace(alone, devices=arguments.devices)
+    parts: dict[str, Callable[[], Report]] = {}
+    warnings = []
+    for name, measure in relay_parts.MEASURE.items():
+        if name in chosen and name == "tls" and arguments.relay_command:
+            warnings.append("tls LEFT OUT: it measures this Python, and not --relay-command")
+        elif name in chosen:
+            parts[name] = partial(measure, alone)
+    if not set(cluster.PARTS) & set(chosen):
+        return parts, warnings
     try:
-        program = redis_program()
+        program = cluster.redis_program()
     except BenchError as error:
-        return [], 0, [f"{cluster.GROUP} LEFT OUT: {error}"]
-    setting = Setting(server=server, redis=program, secs=arguments.secs, pins=pins)
+        return parts, [*warnings, f"{cluster.GROUP} LEFT OUT: {error}"]
+    server = alone.server if arguments.targets else servers.get("relay", alone.server)
+    setting = cluster.Setting(server=server, redis=program, secs=arguments.secs, pins=pins)
     if arguments.devices is not None:
         setting = replace(setting, devices=arguments.devices, connecting=arguments.devices)
-    reports, failures = cluster.measure_rounds(setting, parts, arguments.runs)
-    return reports, failures, []
+    parts |= {name: partial(cluster.MEASURE[name], setting) for name in cluster.PARTS if name in chosen}
+    return parts, warnings
 
 
 def measure_all(arguments: argparse.Namespace) -> int:
@@ -277,15 +275,17 @@ def measure_all(arguments: argparse.Namespace) -> int:
         warn(f"NOTHING MEASURED: {error}")
         return 3
     pins = Pins() if arguments.no_pin else choose_pins()
-    machine = f"{describe_machine()}, {describe(pins)}"
-    parts = choose_parts(arguments.only)
     asked = choose(frozenset(arguments.only or ()), quick=arguments.quick)
+    if arguments.targets:
+        asked = [workload for workload in asked if workload.name in TARGETS]
     workloads, warnings = keep_fitting(asked, raise_open_files())
     if pins.server is None and not arguments.no_pin:
         warnings.append("there is ONE PROCESSOR for server and generator: ratios say less than they should")
-    reports: list[dict[str, object]] = []
-    of_cluster: list[dict[str, object]] = []
-    failures = 0
+    if arguments.targets and not is_optimised():
+        warnings.append(f"{describe_python()}: the targets are for an optimised build")
+    machine = f"{describe_machine()}, {describe(pins)}"
+    saved = Saved(caption=f"Medians of {arguments.runs} rounds of {arguments.secs:g} s. {machine}.")
+    failures, interrupted = 0, False
     with tempfile.TemporaryDirectory(prefix="brewos-relay-bench-") as folder:
         fleet = Fleet(folder=Path(folder), devices=DEVICES)
         try:
@@ -293,45 +293,51 @@ def measure_all(arguments: argparse.Namespace) -> int:
         except BenchError as error:
             warn(f"NOTHING MEASURED: {error}")
             return 3
-        warnings += missing
+        chosen = choose_parts(arguments.only, only_targets=arguments.targets)
+        parts, left_out = prepare_parts(chosen, servers, arguments, pins)
+        warnings += missing + left_out
         for text in warnings:
             warn(text)
-        if any(set(w.servers) & set(servers) for w in workloads):
-            reports, failures = measure_rounds(
-                servers, workloads, runs=arguments.runs, secs=arguments.secs, pins=pins
-            )
-        if parts and "relay" in servers:
-            of_cluster, failed, left_out = measure_cluster(parts, servers["relay"], arguments, pins)
-            failures += failed
-            warnings += left_out
-    if not reports and not of_cluster:
+        turns = {w: [servers[name] for name in w.servers if name in servers] for w in workloads}
+        plan = Plan(
+            turns={workload: there for workload, there in turns.items() if there},
+            parts=parts,
+            runs=arguments.runs,
+            secs=arguments.secs,
+            pins=pins,
+            quiet=Quiet(limit_pct=arguments.disturbed, repeats=arguments.repeats),
+            json=arguments.json,
+        )
+        if plan.turns or plan.parts:
+            say(plan.describe())
+        try:
+            failures = measure_rounds(plan, saved) if plan.turns or plan.parts else 0
+        except KeyboardInterrupt:
+            interrupted = True
+            warnings.append("INTERRUPTED: the last round is incomplete")
+    if not saved.reports and not saved.parts:
         for warning in warnings:
             warn(warning)
         warn("NOTHING MEASURED: nothing is left to be measured")
         return 1 if failures else 3
 
-    caption = f"Medians of {arguments.runs}. {machine}."
-    if arguments.json:
-        content = {"caption": caption, "reports": reports, "cluster": of_cluster}
-        arguments.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    missed = show(reports, of_cluster, caption, arguments.chart)
+    missed = show(saved, arguments.chart, only_targets=arguments.targets)
     for warning in warnings:
         warn(warning)
     if failures:
         warn(f"{failures} measurements FAILED, and are in none of the medians")
-    return 1 if missed or failures else 0
+    return 1 if missed or failures or interrupted else 0
 
 
 def main() -> int:
     arguments = parse_arguments()
-    if arguments.from_file is not None:
+    if arguments.from_files:
         try:
-            saved = json.loads(arguments.from_file.read_text(encoding="utf-8"))
-            missed = show(saved["reports"], saved.get("cluster", []), saved["caption"], arguments.chart)
-        except (OSError, ValueError, KeyError) as error:
-            warn(f"NOTHING SHOWN: {arguments.from_file} cannot be read ({error!r})")
+            saved = read_saved(arguments.from_files)
+        except (OSError, ValueError) as error:
+            warn(f"NOTHING SHOWN: {error}")
             return 3
-        return 1 if missed else 0
+        return 1 if show(saved, arguments.chart, only_targets=arguments.targets) else 0
     if not sys.platform.startswith("linux"):
         warn("NOTHING MEASURED: the benchmarks need Linux (epoll and /proc)")
         return 3

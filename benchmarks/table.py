@@ -1,8 +1,8 @@
 """The table of a benchmark, in Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from results import Results, is_noisy, judge, judge_growth, judge_target, target_value
+from results import Results, is_noisy, judge, judge_growth
 from workloads import GROWTHS, SERVERS, WORKLOADS, Figure, Growth, Workload
 
 NOTHING = "-"
@@ -25,6 +25,12 @@ def number(value: float | None, unit: str = "") -> str:
         return NOTHING
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f} {unit}".rstrip()
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table; nothing if it has no rows."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if len(lines) > 2 else ""
 
 
 def _verdict(*, kept: bool | None, noisy: bool) -> str:
@@ -85,48 +91,7 @@ def _rows(results: Results) -> Iterator[tuple[str, ...]]:
 
 def table(results: Results) -> str:
     """Return the table: medians of the rounds, and medians of the ratios within each round."""
-    rows = [HEADER, ("---",) * len(HEADER), *_rows(results)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def targets_table(results: Results) -> str:
-    """Return the table of the compiled relay's targets; empty if it was not measured."""
-    rows = []
-    for workload in WORKLOADS:
-        figure = workload.target_figure
-        if not workload.targets or results.figure(workload.name, figure.key, "compiled") is None:
-            continue
-        verdicts = {judge_target(results, workload, other) for other in workload.targets}
-        kept = False if False in verdicts else None if None in verdicts else True
-        rows.append(
-            (
-                f"`{workload.name}`",
-                figure.title,
-                *(
-                    number(results.figure(workload.name, figure.key, server), figure.unit)
-                    for server in ("relay", "compiled")
-                ),
-                *(_target(results, workload, other) for other in (*OTHERS, "compiled")),
-                _verdict(kept=kept, noisy=False),
-            )
-        )
-    header = (
-        *("Workload", "Figure", "Interpreted", "Compiled"),
-        *(f"Compiled ÷ {other} (target)" for other in OTHERS),
-        *("Target of its own", "Verdict"),
-    )
-    lines = [header, ("---",) * len(header), *rows] if rows else []
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _target(results: Results, workload: Workload, other: str) -> str:
-    """Write what was reached, and what should be."""
-    if other not in workload.targets:
-        return NOTHING
-    unit = workload.target_figure.unit if other == "compiled" else ""
-    reached = number(target_value(results, workload, other), unit)
-    mark = "**" if judge_target(results, workload, other) is False else ""
-    return f"{mark}{reached}{mark} (≤ {number(workload.targets[other], unit)})"
+    return markdown(HEADER, _rows(results))
 
 
 def growth_sentences(results: Results) -> list[str]:

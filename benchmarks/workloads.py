@@ -1,7 +1,7 @@
 """The workloads, the servers that run them, and the limits."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 FIRST_DEVICE = 0x100
 SERVERS = ("floor", "relay", "compiled", "node", "go", "picows", "websockets", "websockets-trio")
@@ -10,6 +10,31 @@ GROWING = ("floor", "relay", "picows")
 """Those whose growth is measured: each takes as many measurements as there are sizes."""
 FASTER = 10
 """How many times as often as in life the machines of the fleet speak: else there is too little to measure."""
+
+TARGETS: Mapping[str, Mapping[str, float]] = {
+    "fanout-50x1-w1": {"floor": 1.30, "picows": 1.15, "node": 0.65},
+    "fanout-50x1-w4": {"floor": 1.05, "picows": 0.85, "node": 0.40},
+    "fanout-1x100-w1": {"floor": 1.15, "picows": 1.05, "node": 0.65},
+    "command-50x1-w1": {"floor": 1.30, "picows": 1.20, "node": 0.65},
+    "rate-2000x1": {"floor": 1.80, "picows": 1.50, "node": 0.85},
+    "latency-200x1-1k": {"floor": 2.0, "picows": 1.5},
+    "idle-4000x1": {"compiled": 5.0},
+    "idle-tls-500x1": {"compiled": 18.0},
+    "storm-4000x1": {"picows": 1.00, "node": 0.90},
+    "storm-tls-500x1": {"picows": 1.10, "node": 0.70},
+}
+"""Targets of the compiled relay by workload: how many times the figure of each of these servers it may take
+at most, and, by its own name, the figure itself."""
+TARGET_FIGURES = {"latency-200x1-1k": "p99_us"}
+"""The key of the figure that the targets of a workload concern, if it is not the first one."""
+TLS_TARGET = 1.4
+"""CPU time of a delivery over TLS, divided by that of a plain one: the target of the compiled relay."""
+TLS_WORKLOADS = {
+    "1x100, 600 B": (1, 100, 600, 1),
+    "50x1, 600 B": (50, 1, 600, 10),
+    "20x10, 130 B": (20, 10, 130, 3),
+}
+"""Deliveries over TLS and plain: devices, apps per device, bytes of a message, a factor for their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +62,8 @@ class Workload:
     """What `load` is told, which of its figures count, and how high they may be for the relay.
 
     `limit` is for the first figure of the interpreted relay: a multiple of the floor's figure where
-    `limits_ratio` is true, and the figure itself elsewhere; None is no limit. `targets` are for the compiled
-    relay: how many times the figure of each of these servers it may take at most, and, by its own name, the
-    figure itself. They concern the figure with the key `target_key`, which is the first one if it is empty.
-    `is_quick` says whether a quick look takes it.
+    `limits_ratio` is true, and the figure itself elsewhere; None is no limit. `is_quick` says whether a quick
+    look takes it.
     """
 
     name: str
@@ -52,8 +75,6 @@ class Workload:
     arguments: tuple[str, ...] = ()
     limit: float | None = None
     limits_ratio: bool = True
-    targets: Mapping[str, float] = field(default_factory=dict)
-    target_key: str = ""
     servers: tuple[str, ...] = SERVERS
     tls: bool = False
     is_quick: bool = False
@@ -65,7 +86,17 @@ class Workload:
     @property
     def target_figure(self) -> Figure:
         """The figure that the targets concern."""
-        return next((figure for figure in self.figures if figure.key == self.target_key), self.figures[0])
+        key = TARGET_FIGURES.get(self.name)
+        return next((figure for figure in self.figures if figure.key == key), self.figures[0])
+
+    @property
+    def targets(self) -> Mapping[str, float]:
+        return TARGETS.get(self.name, {})
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether other programs that use the processors change the figures."""
+        return MEMORY not in self.figures
 
     @property
     def command(self) -> list[str]:
@@ -90,15 +121,7 @@ class Growth:
     sizes: Mapping[str, int]
 
 
-def _fanout(
-    devices: int,
-    apps: int,
-    window: int,
-    limit: float,
-    *,
-    targets: Mapping[str, float] | None = None,
-    is_quick: bool = False,
-) -> Workload:
+def _fanout(devices: int, apps: int, window: int, limit: float, *, is_quick: bool = False) -> Workload:
     return Workload(
         name=f"fanout-{devices}x{apps}-w{window}",
         group="delivery",
@@ -107,19 +130,11 @@ def _fanout(
         apps=apps,
         arguments=("--window", str(window)),
         limit=limit,
-        targets=targets or {},
         is_quick=is_quick,
     )
 
 
-def _latency(
-    devices: int,
-    apps: int,
-    rate_hz: float,
-    *,
-    targets: Mapping[str, float] | None = None,
-    is_quick: bool = False,
-) -> Workload:
+def _latency(devices: int, apps: int, rate_hz: float, *, is_quick: bool = False) -> Workload:
     deliveries_per_s = devices * apps * rate_hz
     return Workload(
         name=f"latency-{devices}x{apps}-{deliveries_per_s / 1000:g}k",
@@ -129,16 +144,14 @@ def _latency(
         apps=apps,
         figures=LATENCIES,
         arguments=("--rate", f"{rate_hz:g}", "--size", "600"),
-        targets=targets or {},
-        target_key="p99_us",
         is_quick=is_quick,
     )
 
 
 def _delivery() -> Iterator[Workload]:
-    yield _fanout(50, 1, 1, 2.0, targets={"floor": 1.3, "picows": 1.15, "node": 0.65}, is_quick=True)
-    yield _fanout(50, 1, 4, 1.6, targets={"floor": 1.05, "picows": 0.85, "node": 0.4})
-    yield _fanout(1, 100, 1, 1.4, targets={"floor": 1.15, "picows": 1.05, "node": 0.65}, is_quick=True)
+    yield _fanout(50, 1, 1, 2.0, is_quick=True)
+    yield _fanout(50, 1, 4, 1.6)
+    yield _fanout(1, 100, 1, 1.4, is_quick=True)
     yield _fanout(20, 10, 4, 1.6)
     yield Workload(
         name="command-50x1-w1",
@@ -148,7 +161,6 @@ def _delivery() -> Iterator[Workload]:
         apps=1,
         arguments=("--window", "1"),
         limit=2.4,
-        targets={"floor": 1.3, "picows": 1.2, "node": 0.65},
     )
     yield Workload(
         name="rate-2000x1",
@@ -158,16 +170,12 @@ def _delivery() -> Iterator[Workload]:
         apps=1,
         arguments=("--rate", "1", "--size", "130"),
         limit=3.8,
-        targets={"floor": 1.8, "picows": 1.5, "node": 0.85},
     )
 
 
 def _connections() -> Iterator[Workload]:
-    both: dict[str, tuple[str, Figure, float, dict[str, float], dict[str, float]]] = {
-        "memory": ("idle", MEMORY, 7.0, {"compiled": 5.0}, {"compiled": 18.0}),
-        "storm": ("storm", CONNECTING, 350.0, {"picows": 1.0, "node": 0.9}, {"picows": 1.1, "node": 0.7}),
-    }
-    for group, (mode, figure, limit, targets, tls_targets) in both.items():
+    both = {"memory": ("idle", MEMORY, 7.0), "storm": ("storm", CONNECTING, 350.0)}
+    for group, (mode, figure, limit) in both.items():
         yield Workload(
             name=f"{mode}-4000x1",
             group=group,
@@ -177,7 +185,6 @@ def _connections() -> Iterator[Workload]:
             figures=(figure,),
             limit=limit,
             limits_ratio=False,
-            targets=targets,
         )
         yield Workload(
             name=f"{mode}-tls-500x1",
@@ -188,7 +195,6 @@ def _connections() -> Iterator[Workload]:
             figures=(figure,),
             servers=WITH_TLS,
             tls=True,
-            targets=tls_targets,
             is_quick=True,
         )
 
@@ -220,7 +226,7 @@ def _growing() -> Iterator[Workload]:
 
 WORKLOADS = (
     *_delivery(),
-    _latency(200, 1, 5, targets={"floor": 2.0, "picows": 1.5}, is_quick=True),
+    _latency(200, 1, 5, is_quick=True),
     _latency(1000, 1, 5),
     _latency(10, 10, 50),
     _latency(1, 100, 20),

@@ -1,11 +1,9 @@
 import pytest
+from quiet import Report
 from workloads import GROUPS, WORKLOADS
 
 import cluster
-from cluster import FIGURES, MEASURE, PARTS, ClusterFigure, cluster_table, count_missed_cluster
-
-LATENCY = next(figure for figure in FIGURES if figure.key == "crossing_p50_us")
-CAPACITY = next(figure for figure in FIGURES if figure.key == "fanout-50x1-w4_times")
+from cluster import FIGURES, MEASURE, PARTS
 
 
 def test_each_part_has_figures_under_unique_names() -> None:
@@ -15,37 +13,11 @@ def test_each_part_has_figures_under_unique_names() -> None:
 
 
 def test_compared_workloads_are_those_of_the_other_tables() -> None:
-    compared = {*cluster.LOCAL_WORKLOADS, *cluster.WORKER_WORKLOADS}
+    compared = {*cluster.LOCAL_WORKLOADS, *cluster.WORKER_WORKLOADS, cluster.WORKER_LATENCY}
     assert compared <= {workload.name for workload in WORKLOADS}
 
 
-@pytest.mark.parametrize(
-    ("figure", "value", "kept"),
-    [
-        (LATENCY, 1_500, True),
-        (LATENCY, 1_501, False),
-        (CAPACITY, 1.7, True),
-        (CAPACITY, 1.69, False),
-        (ClusterFigure(part="local", key="x", title="x", unit="µs"), 5, None),
-    ],
-)
-def test_figure_is_compared_with_its_limit(figure: ClusterFigure, value: float, kept: bool | None) -> None:
-    assert figure.judge(value) is kept
-
-
-def test_table_has_the_median_and_the_range_of_the_rounds() -> None:
-    reports = [
-        {"run": n, "part": "crossing", "crossing_p50_us": value} for n, value in enumerate((900, 1800, 1600))
-    ]
-    rows = cluster_table(reports).splitlines()
-    assert rows[2:] == [
-        "| crossing | crossing-400x1-2k, p50 | ≤ 1,500 µs | 1,600 µs | 900 to 1,800 | **MISSED** |"
-    ]
-    assert count_missed_cluster(reports) == 1
-    assert count_missed_cluster(reports[:1]) == 0
-
-
-def _report(deliveries: int, cpu_s: list[float], generator_cpu_s: float) -> cluster.Report:
+def _report(deliveries: int, cpu_s: list[float], generator_cpu_s: float) -> Report:
     return {"deliveries": deliveries, "elapsed_s": 1.0, "cpu_s": cpu_s, "generator_cpu_s": generator_cpu_s}
 
 

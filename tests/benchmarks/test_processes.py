@@ -1,9 +1,11 @@
+import os
 import subprocess
 import sys
 import time
 
+import processes
 import pytest
-from processes import cpu_s_of, descendants, pss_kib
+from processes import Process, cpu_s_of, cpu_s_of_others, descendants, pss_kib
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is read")
 
@@ -37,3 +39,19 @@ def test_cpu_time_of_a_process_is_read() -> None:
     assert time.process_time() >= before_s
     with pytest.raises(OSError):  # noqa: PT011 - of several kinds
         cpu_s_of(process.pid)
+
+
+def test_cpu_time_of_other_programs_leaves_out_this_process_and_its_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of(pid: int, parent: int, cpu_s: float) -> Process:
+        return Process(pid=pid, parent=parent, name="x", start=1, cpu_s=cpu_s)
+
+    me = os.getpid()
+    everything = [of(1, 0, 0.5), of(me, 1, 100.0), of(-2, me, 10.0), of(-3, -2, 10.0), of(-4, 1, 2.0)]
+    monkeypatch.setattr(processes, "_read_all", lambda: everything)
+    assert cpu_s_of_others() == 2.5
+
+
+def test_process_is_the_same_while_it_uses_cpu_time() -> None:
+    assert Process(7, 1, "x", 3, 1.0) == Process(7, 1, "x", 3, 2.0)

@@ -17,10 +17,13 @@ CHILD_S = 100
 MISSED = 1
 """The exit code of a benchmark that kept no limit: a run as short as these tells nothing about that."""
 
+#: One short round of benchmarks/run.py on a machine that is busy with other tests.
+SHORT = ("--runs", "1", "--secs", "0.2", "--no-pin", "--repeats", "0")
+
 #: The scripts that run here: arguments for a short run, and the accepted exit codes.
 RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
     "benchmarks/run.py": (
-        ["--only", "fanout-1x100-w1", "--servers", "floor,relay", "--runs", "1", "--secs", "0.2", "--no-pin"],
+        [*("--only", "fanout-1x100-w1", "--servers", "floor,relay"), *SHORT],
         {0, MISSED},
     ),
     "benchmarks/bus.py": (["--rounds", "1", "--messages", "80"], {0}),
@@ -92,8 +95,8 @@ def test_servers_of_the_comparison_start_and_serve_tls(tmp_path: Path) -> None:
     pytest.importorskip("uvloop")
     chart = str(tmp_path / "bench.svg")
     servers = "picows,websockets,websockets-trio"
-    chosen = ["--only", "storm-tls-500x1", "--servers", servers, "--runs", "1", "--secs", "0.2"]
-    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
+    chosen = ["--only", "storm-tls-500x1", "--servers", servers, *SHORT]
+    done = _run("benchmarks/run.py", [*chosen, "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
 
@@ -102,8 +105,8 @@ def test_node_relay_of_the_comparison_starts_and_serves_tls(tmp_path: Path) -> N
     need_program("node")
     need_node_modules()  # skips the test if npm cannot install them
     chart = str(tmp_path / "bench.svg")
-    chosen = ["--only", "storm-tls-500x1", "--servers", "node", "--runs", "1", "--secs", "0.2"]
-    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
+    chosen = ["--only", "storm-tls-500x1", "--servers", "node", *SHORT]
+    done = _run("benchmarks/run.py", [*chosen, "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
 
@@ -113,16 +116,16 @@ def test_go_relay_of_the_comparison_starts_and_serves_tls(tmp_path: Path) -> Non
     if not Path("/usr/share/gocode/src/github.com/gorilla/websocket").exists():
         pytest.skip("the sources of gorilla/websocket are missing")
     chart = str(tmp_path / "bench.svg")
-    chosen = ["--only", "storm-tls-500x1", "--servers", "go", "--runs", "1", "--secs", "0.2"]
-    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", chart])
+    chosen = ["--only", "storm-tls-500x1", "--servers", "go", *SHORT]
+    done = _run("benchmarks/run.py", [*chosen, "--chart", chart])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
 
 
 @pytest.mark.parametrize("part", cluster.PARTS)
 def test_figures_of_several_instances_are_measured(part: str, tmp_path: Path) -> None:
-    chosen = ["--only", part, "--servers", "relay", "--runs", "1", "--secs", "0.2", "--devices", "30"]
-    done = _run("benchmarks/run.py", [*chosen, "--no-pin", "--chart", str(tmp_path / "bench.svg")])
+    chosen = ["--only", part, "--servers", "relay", "--devices", "30", *SHORT]
+    done = _run("benchmarks/run.py", [*chosen, "--chart", str(tmp_path / "bench.svg")])
     assert done.returncode in {0, MISSED}, done.stdout + done.stderr
     assert "LEFT OUT" not in done.stderr
     assert "FAILED" not in done.stderr

@@ -1,6 +1,6 @@
 import pytest
 from results import Results
-from table import HEADER, growth_sentences, number, table, targets_table
+from table import HEADER, growth_sentences, markdown, number, table
 from workloads import GROWTHS, WORKLOADS
 
 
@@ -75,41 +75,9 @@ def test_latencies_have_a_row_each_and_connections_are_not_compared_with_the_flo
     assert rows[3][2] == "7.00 KiB"
 
 
-def targets(*reports: dict[str, object]) -> list[list[str]]:
-    lines = targets_table(Results(list(reports))).splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-
-
-def test_targets_of_the_compiled_relay_have_what_was_reached_and_a_verdict() -> None:
-    assert targets(
-        report("fanout-50x1-w1", "floor", cpu_us_per_delivery=10.0),
-        report("fanout-50x1-w1", "relay", cpu_us_per_delivery=15.0),
-        report("fanout-50x1-w1", "compiled", cpu_us_per_delivery=12.0),
-        report("fanout-50x1-w1", "picows", cpu_us_per_delivery=12.0),
-        report("fanout-50x1-w1", "node", cpu_us_per_delivery=12.0),
-        report("idle-4000x1", "relay", kib_per_conn=6.0),
-        report("idle-4000x1", "compiled", kib_per_conn=4.0),
-        report("fanout-50x1-w4", "relay", cpu_us_per_delivery=6.0),
-    ) == [
-        [
-            *("`fanout-50x1-w1`", "CPU per delivery", "15.0 µs", "12.0 µs"),
-            *("1.20 (≤ 1.30)", "**1.00** (≤ 0.65)", "1.00 (≤ 1.15)", "-", "**MISSED**"),
-        ],
-        [
-            *("`idle-4000x1`", "memory per connection", "6.00 KiB", "4.00 KiB"),
-            *("-", "-", "-", "4.00 KiB (≤ 5.00 KiB)", "ok"),
-        ],
-    ]
-
-
-def test_a_target_without_its_other_server_has_no_verdict() -> None:
-    ((*_, floor, node, picows, own, verdict),) = targets(
-        report("latency-200x1-1k", "floor", p50_us=50, p99_us=100),
-        report("latency-200x1-1k", "compiled", p50_us=60, p99_us=150),
-    )
-    assert (floor, node, picows) == ("1.50 (≤ 2.00)", "-", "- (≤ 1.50)")
-    assert (own, verdict) == ("-", "-")
-    assert targets_table(Results([report("fanout-50x1-w4", "relay", cpu_us_per_delivery=6.0)])) == ""
+def test_a_table_without_rows_is_left_out() -> None:
+    assert markdown(("A", "B"), []) == ""
+    assert markdown(("A", "B"), [("1", "2")]) == "| A | B |\n| --- | --- |\n| 1 | 2 |"
 
 
 def test_growth_has_a_row_behind_its_sizes_and_a_sentence() -> None:
