@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from pinning import Pins, choose_pins, describe, pinned_to
-from progress import describe_machine, say
+from progress import describe_machine, describe_python, say
 from servers import BUILD, BenchError, Fleet, Server, build_programs, prepare_relay, run_quietly, running
 from workloads import FIRST_DEVICE, Workload
 
@@ -140,7 +140,7 @@ def main() -> int:
     small = growth_kib <= MEMORY_LIMIT_KIB + noise_kib
     print(f"memory: {growth_kib:+.0f} KiB with it, limit {MEMORY_LIMIT_KIB} KiB", end=" ")
     print(f"(runs without it differ by {noise_kib:.0f} KiB): {'ok' if small else 'MISSED'}")
-    print(f"\nMedians of {arguments.runs}. {describe_machine()}, {describe(pins)}.")
+    print(f"\nMedians of {arguments.runs}. {describe_machine()}, {describe_python()}, {describe(pins)}.")
     return 0 if slower <= LATENCY_LIMIT and small and not failures else 1
 
 

@@ -1,14 +1,18 @@
 """Run a workload against a server."""
 
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from pinning import Pins, pinned_to
 from quiet import Quiet, Report
 from servers import BUILD, HERE, BenchError, Server, running
 from workloads import Workload
 
+SPARE_FILES = 200
+"""Open files that a server needs besides its connections."""
 AROUND_S = {"idle": 5.0, "storm": 5.0}
 OTHERWISE_AROUND_S = 3.5
 """What a measurement takes besides its length, by its mode: starting, connecting, warming up."""
@@ -52,3 +56,20 @@ def measure_quietly(
         return measure(server, workload, secs=secs, pins=pins)
 
     return quiet.measure(once, label=label) if workload.is_timed else once()
+
+
+def raise_open_files() -> int:
+    """Raise the limit of open files as far as it goes, for us and all that we start; return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def keep_fitting(workloads: Sequence[Workload], open_files: int) -> tuple[list[Workload], list[str]]:
+    """Return the workloads that fit into the limit of open files, and warnings."""
+    fitting = [w for w in workloads if w.connections + SPARE_FILES <= open_files]
+    return fitting, [
+        f"{w.name} LEFT OUT: {w.connections + SPARE_FILES} open files are needed, ulimit -Hn is {open_files}"
+        for w in workloads
+        if w not in fitting
+    ]

@@ -33,6 +33,7 @@ def is_optimised() -> bool:
 
 
 def describe_python() -> str:
+    """Name this Python's version and build."""
     found = optimisation(sysconfig.get_config_var("CONFIG_ARGS") or "", sys.base_prefix)
     return f"Python {platform.python_version()} ({found or 'not optimised'})"
 
@@ -46,5 +47,5 @@ def describe_machine() -> str:
     load_1min, _, _ = os.getloadavg()
     return (
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
-        f"{describe_python()}, load {load_1min:.1f}"
+        f"load {load_1min:.1f}"
     )

@@ -9,7 +9,6 @@ a measurement failed, 2 wrong usage, 3 could not start.
 """
 
 import argparse
-import resource
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,12 @@ from pathlib import Path
 
 import relay_parts
 from chart import chart
+from measuring import keep_fitting, raise_open_files
+from options import add_conditions, names_of, read_quiet
 from parts import count_missed_parts, parts_table
 from pinning import Pins, choose_pins, describe
 from progress import describe_machine, describe_python, is_optimised, say, warn
-from quiet import DISTURBED_PCT, REPEATS, Quiet, Report
+from quiet import REPEATS, Report
 from results import Results, count_missed, count_missed_targets
 from rounds import Plan, measure_rounds
 from saved import Saved, describe_rounds, read_saved
@@ -41,12 +42,10 @@ from servers import (
 )
 from table import growth_sentences, table
 from targets import peers_table, targets_table
-from workloads import GROUPS, SERVERS, TARGETS, WORKLOADS, Workload, choose
+from workloads import GROUPS, SERVERS, TARGETS, WORKLOADS, choose
 
 import cluster
 
-SPARE_FILES = 200
-"""Open files that a server needs besides its connections."""
 RUNS, QUICK_RUNS = 5, 1
 SECS, QUICK_SECS = 2.0, 1.0
 DEVICES = max(*(workload.devices for workload in WORKLOADS), cluster.RECLAIMED + cluster.LOCAL_DEVICES)
@@ -54,15 +53,6 @@ PARTS = (*cluster.PARTS, *relay_parts.PARTS)
 FIGURES = (*cluster.FIGURES, *relay_parts.FIGURES)
 TARGET_PARTS = ("tls", "history", "workers")
 """Parts that belong to the targets."""
-
-
-def _names(text: str, known: Sequence[str]) -> list[str]:
-    chosen = text.split(",")
-    if unknown := set(chosen) - set(known):
-        raise argparse.ArgumentTypeError(
-            f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
-        )
-    return chosen
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,7 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--only",
-        type=partial(_names, known=names),
+        type=partial(names_of, known=names),
         action="extend",
         metavar="NAME,…",
         help=f"groups or workloads; groups are {', '.join(GROUPS)}, and {cluster.GROUP} with its parts "
@@ -86,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument(
         "--servers",
-        type=partial(_names, known=SERVERS),
+        type=partial(names_of, known=SERVERS),
         default=list(SERVERS),
         metavar="NAME,…",
         help=f"default {','.join(SERVERS)}",
@@ -97,28 +87,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--secs", type=float, help=f"length of one measurement (default {SECS:g}, quick {QUICK_SECS:g})"
     )
-    parser.add_argument(
-        "--no-pin", action="store_true", help="let the system choose processors; see the README"
-    )
+    add_conditions(parser)
     parser.add_argument(
         "--devices",
         type=int,
         metavar="COUNT",
         help=f"devices of {cluster.GROUP} and of the history, instead of thousands",
-    )
-    parser.add_argument(
-        "--disturbed",
-        type=float,
-        default=DISTURBED_PCT,
-        metavar="PERCENT",
-        help="measure again when other programs used more than this share of one processor "
-        f"(default {DISTURBED_PCT:g})",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        metavar="COUNT",
-        help=f"how often a disturbed measurement is repeated (default {REPEATS}, quick 0)",
     )
     parser.add_argument(
         "--json",
@@ -151,31 +125,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     chosen = parser.parse_args(arguments)
     chosen.runs = (QUICK_RUNS if chosen.quick else RUNS) if chosen.runs is None else chosen.runs
     chosen.secs = (QUICK_SECS if chosen.quick else SECS) if chosen.secs is None else chosen.secs
-    chosen.repeats = (0 if chosen.quick else REPEATS) if chosen.repeats is None else chosen.repeats
     if chosen.devices is not None and not 0 < chosen.devices <= cluster.RECLAIMED:
         parser.error(f"--devices must be between 1 and {cluster.RECLAIMED}")
     if chosen.runs < 1 or chosen.secs <= 0:
         parser.error("--runs and --secs must be above 0")
-    if chosen.repeats < 0 or chosen.disturbed < 0:
-        parser.error("--repeats and --disturbed must not be below 0")
+    chosen.quiet = read_quiet(parser, chosen, repeats=0 if chosen.quick else REPEATS)
     return chosen
-
-
-def raise_open_files() -> int:
-    """Raise the limit of open files as far as it goes, for us and all that we start; return it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
-
-
-def keep_fitting(workloads: Sequence[Workload], open_files: int) -> tuple[list[Workload], list[str]]:
-    """Return the workloads that fit into the limit of open files, and warnings."""
-    fitting = [w for w in workloads if w.connections + SPARE_FILES <= open_files]
-    return fitting, [
-        f"{w.name} LEFT OUT: {w.connections + SPARE_FILES} open files are needed, ulimit -Hn is {open_files}"
-        for w in workloads
-        if w not in fitting
-    ]
 
 
 def prepare_servers(
@@ -283,7 +238,9 @@ def measure_all(arguments: argparse.Namespace) -> int:
         warnings.append("there is ONE PROCESSOR for server and generator: ratios say less than they should")
     if arguments.targets and not is_optimised():
         warnings.append(f"{describe_python()}: the targets are for an optimised build")
-    machine = f"{describe_machine()}, {describe(pins)}"
+    machine = f"{describe_machine()}, {describe_python()}, {describe(pins)}"
+    if arguments.relay_command:
+        machine += f", brewos-relay as {arguments.relay_command}"
     saved = Saved(caption=f"Medians of {arguments.runs} rounds of {arguments.secs:g} s. {machine}.")
     failures, interrupted = 0, False
     with tempfile.TemporaryDirectory(prefix="brewos-relay-bench-") as folder:
@@ -305,7 +262,7 @@ def measure_all(arguments: argparse.Namespace) -> int:
             runs=arguments.runs,
             secs=arguments.secs,
             pins=pins,
-            quiet=Quiet(limit_pct=arguments.disturbed, repeats=arguments.repeats),
+            quiet=arguments.quiet,
             json=arguments.json,
         )
         if plan.turns or plan.parts:

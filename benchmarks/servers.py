@@ -209,17 +209,22 @@ def prepare_relay(fleet: Fleet, *, command: str | None, name: str = "relay") -> 
     """
     relay = shlex.split(command) if command else [sys.executable, "-m", "brewos_relay"]
     environ = fleet.environ() | {"BREWOS_RELAY_COMPILED": "1" if name == "compiled" else "0"}
-    cwd, data_dir = fleet.folder, fleet.folder / f"data-{name}"
     try:
-        version = run_quietly([*relay, "--version"], env=environ, cwd=cwd)
+        version = run_quietly([*relay, "--version"], env=environ, cwd=fleet.folder)
     except BenchError as error:
         raise MissingError(f"brewos-relay does not run here (python3 -m pip install .): {error}") from error
     if name == "compiled" and "(compiled)" not in version:
         raise MissingError(
             f"{relay[0]} has no compiled build: BREWOS_RELAY_BUILD_TESTS=compiled nox -s bench installs it"
         )
+    return register_fleet(fleet, relay, name, environ)
+
+
+def register_fleet(fleet: Fleet, relay: Sequence[str], name: str, environ: Mapping[str, str]) -> Server:
+    """Register the fleet with an installation of brewos-relay, in a data directory of its own."""
+    cwd, data_dir = fleet.folder, fleet.folder / f"data-{name}"
     run_quietly(
-        [*relay, "device", "import", str(fleet.csv)], env=environ | {"DATA_DIR": str(data_dir)}, cwd=cwd
+        [*relay, "device", "import", str(fleet.csv)], env={**environ, "DATA_DIR": str(data_dir)}, cwd=cwd
     )
     token = run_quietly(
         [*relay, "token", "--user", "bench", "--email", "bench@example.com", "--all-devices"],

@@ -26,6 +26,10 @@ RUN_HERE: dict[str, tuple[list[str], set[int]]] = {
         [*("--only", "fanout-1x100-w1", "--servers", "floor,relay"), *SHORT],
         {0, MISSED},
     ),
+    "benchmarks/compare.py": (
+        [*(sys.executable, sys.executable, "--only", "fanout-1x100-w1", "--pairs", "1"), *SHORT[2:]],
+        {0, MISSED},
+    ),
     "benchmarks/bus.py": (["--rounds", "1", "--messages", "80"], {0}),
     "benchmarks/tls.py": (["--rounds", "1", "--messages", "200", "--idle", "20"], {0, MISSED}),
     "benchmarks/frozen.py": (["--runs", "1", "--secs", "1"], {0, MISSED}),
