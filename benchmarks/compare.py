@@ -23,7 +23,7 @@ from pinning import Pins, choose_pins, describe
 from progress import describe_machine, say, warn
 from results import Results, is_noisy
 from rounds import Plan, measure_rounds
-from saved import Saved, describe_rounds
+from saved import Saved, describe_medians, describe_rounds
 from servers import HERE, BenchError, Fleet, Server, build_programs, register_fleet, run_quietly
 from table import markdown, number
 from workloads import GROUPS, WORKLOADS, Workload, choose
@@ -159,8 +159,8 @@ def main() -> int:
             return 3
         (base, base_build), (new, new_build) = sides
         saved = Saved(
-            caption=f"Medians of {arguments.pairs} pairs of {arguments.secs:g} s. "
-            f"Base: {base_build}. New: {new_build}. {describe_machine()}, {describe(pins)}."
+            caption=f"Each for {arguments.secs:g} s. Base: {base_build}. New: {new_build}. "
+            f"{describe_machine()}, {describe(pins)}."
         )
         plan = Plan(
             turns={workload: [base, new] for workload in workloads},
@@ -178,7 +178,12 @@ def main() -> int:
             warnings.append("INTERRUPTED: the last round is incomplete")
             failures = 1
     table, missed = comparison_table(Results(saved.reports), workloads, arguments.limit)
-    print("\n\n".join(filter(None, [table, saved.caption, describe_rounds(saved)])), flush=True)
+    print(
+        "\n\n".join(
+            filter(None, [table, f"{describe_medians(saved)} {saved.caption}", describe_rounds(saved)])
+        ),
+        flush=True,
+    )
     for warning in warnings:
         warn(warning)
     return 1 if missed or failures or not table else 0

@@ -50,7 +50,7 @@ def measure_part(name: str, measure: Callable[[], Report], *, quiet: Quiet, labe
     except (BenchError, OSError) as error:
         warn(f"{label}: {error}")
         return None
-    say(f"{label}: {', '.join(f'{key} {value:.4g}' for key, value in found.items())}")
+    say(f"{label}: {', '.join(f'{key} {value:.4g}' for key, value in found.items() if key != 'build')}")
     return {"part": name, **found}
 
 
@@ -75,10 +75,12 @@ def parts_table(figures: Sequence[PartFigure], reports: Sequence[Mapping[str, ob
             if figure.limit is None
             else f"{'≥' if figure.is_least else '≤'} {figure.limit:,g} {figure.unit}".rstrip()
         )
-        disturbed = all(report.get("disturbed") for report in reports if report["part"] == figure.part)
+        there = [report for report in reports if report["part"] == figure.part]
+        disturbed = all(report.get("disturbed") for report in there)
+        compiled = any(report.get("build") == "compiled" for report in there)
         rows.append(
             (
-                figure.part,
+                figure.part + (" (compiled)" if compiled else ""),
                 figure.title,
                 limit,
                 f"{_number(median(values))} {figure.unit}".rstrip(),

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_KERNEL = 2
+"""The parent of all threads of the kernel."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -43,10 +45,15 @@ def descendants(pid: int) -> list[Process]:
 def cpu_s_of_others() -> float:
     """Return the CPU time of all other processes in s, without the descendants of this one.
 
-    A process that has ended counts as long as its parent runs.
+    A process that has ended counts as long as its parent runs. The threads of the kernel do not count: they
+    also work for this process and its descendants.
     """
     mine = {os.getpid(), *(process.pid for process in descendants(os.getpid()))}
-    return sum(process.cpu_s for process in _read_all() if process.pid not in mine)
+    return sum(
+        process.cpu_s
+        for process in _read_all()
+        if process.pid not in mine and _KERNEL not in (process.pid, process.parent)
+    )
 
 
 def cpu_s_of(pid: int) -> float:

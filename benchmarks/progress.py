@@ -44,8 +44,4 @@ def describe_machine() -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    load_1min, _, _ = os.getloadavg()
-    return (
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {model}, Linux {platform.release()}, "
-        f"load {load_1min:.1f}"
-    )
+    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of {model}, Linux {platform.release()}"

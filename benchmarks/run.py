@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import relay_parts
 from chart import chart
@@ -26,7 +27,7 @@ from progress import describe_machine, describe_python, is_optimised, say, warn
 from quiet import REPEATS, Report
 from results import Results, count_missed, count_missed_targets
 from rounds import Plan, measure_rounds
-from saved import Saved, describe_rounds, read_saved
+from saved import Saved, describe_medians, describe_rounds, read_saved
 from servers import (
     BUILD,
     BenchError,
@@ -168,13 +169,14 @@ def show(saved: Saved, chart_file: Path, *, only_targets: bool) -> int:
         texts.append(targets)
     # The table of the targets has rows for TLS.
     figures = [figure for figure in FIGURES if not (targets and figure.part == "tls")]
-    texts += [parts_table(figures, saved.parts), saved.caption, describe_rounds(saved)]
+    caption = f"{describe_medians(saved)} {saved.caption}"
+    texts += [parts_table(figures, saved.parts), caption, describe_rounds(saved)]
     text = "\n\n".join(filter(None, texts)) + "\n"
-    print(text, flush=True)
+    print(text, end="", flush=True)
     chart_file.parent.mkdir(parents=True, exist_ok=True)
     chart_file.with_suffix(".md").write_text(text, encoding="utf-8")
     if saved.reports:
-        chart_file.write_text(chart(results, caption=saved.caption), encoding="utf-8")
+        chart_file.write_text(chart(results, caption=caption), encoding="utf-8")
         say(f"The chart is in {chart_file}.")
     say(f"The tables are in {chart_file.with_suffix('.md')}.")
     missed = count_missed_targets(results) + count_missed_parts(FIGURES, saved.parts)
@@ -189,6 +191,11 @@ def choose_parts(only: Sequence[str] | None, *, only_targets: bool = False) -> l
         if (part in TARGET_PARTS or not only_targets)
         and (not only or part in only or (part in cluster.PARTS and cluster.GROUP in only))
     ]
+
+
+def _measure_build(measure: Callable[[Any], Report], setting: Any) -> Report:
+    """Measure a part, and name the build that was measured."""
+    return measure(setting) | {"build": setting.server.name}
 
 
 def prepare_parts(
@@ -207,7 +214,7 @@ def prepare_parts(
         if name in chosen and name == "tls" and arguments.relay_command:
             warnings.append("tls LEFT OUT: it measures this Python, and not --relay-command")
         elif name in chosen:
-            parts[name] = partial(measure, alone)
+            parts[name] = partial(_measure_build, measure, alone)
     if not set(cluster.PARTS) & set(chosen):
         return parts, warnings
     try:
@@ -218,7 +225,9 @@ def prepare_parts(
     setting = cluster.Setting(server=server, redis=program, secs=arguments.secs, pins=pins)
     if arguments.devices is not None:
         setting = replace(setting, devices=arguments.devices, connecting=arguments.devices)
-    parts |= {name: partial(cluster.MEASURE[name], setting) for name in cluster.PARTS if name in chosen}
+    for name in cluster.PARTS:
+        if name in chosen:
+            parts[name] = partial(_measure_build, cluster.MEASURE[name], setting)
     return parts, warnings
 
 
@@ -241,7 +250,7 @@ def measure_all(arguments: argparse.Namespace) -> int:
     machine = f"{describe_machine()}, {describe_python()}, {describe(pins)}"
     if arguments.relay_command:
         machine += f", brewos-relay as {arguments.relay_command}"
-    saved = Saved(caption=f"Medians of {arguments.runs} rounds of {arguments.secs:g} s. {machine}.")
+    saved = Saved(caption=f"Each for {arguments.secs:g} s. {machine}.")
     failures, interrupted = 0, False
     with tempfile.TemporaryDirectory(prefix="brewos-relay-bench-") as folder:
         fleet = Fleet(folder=Path(folder), devices=DEVICES)

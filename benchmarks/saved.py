@@ -37,18 +37,29 @@ def read_saved(files: Sequence[Path]) -> Saved:
     """
     joined, captions, first = Saved(), [], 0
     for file in files:
-        content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         try:
+            content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             captions.append(content["caption"])
             for name in ("reports", "parts", "rounds"):
                 rows: list[Report] = getattr(joined, name)
                 rows += [row | {"run": first + row["run"]} for row in content[name]]
-        except (KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} was not written by --json: {error!r}") from error
         everything = [*joined.reports, *joined.parts, *joined.rounds]
         first = 1 + max((row["run"] for row in everything), default=-1)
     joined.caption = " ".join(dict.fromkeys(captions))
     return joined
+
+
+def describe_medians(saved: Saved) -> str:
+    """Say how many rounds there were of each workload and part."""
+    runs: dict[str, set[int]] = {}
+    for row in [*saved.reports, *saved.parts]:
+        runs.setdefault(row.get("workload") or row["part"], set()).add(row["run"])
+    counts = sorted({len(each) for each in runs.values()}) or [0]
+    if counts == [1]:
+        return "One round."
+    return f"Medians of {f'{counts[0]} to ' if len(counts) > 1 else ''}{counts[-1]} rounds."
 
 
 def describe_rounds(saved: Saved) -> str:
@@ -64,10 +75,10 @@ def describe_rounds(saved: Saved) -> str:
     if valid:
         text.append(f"During valid measurements, others used up to {max(valid):.0f} % of a processor.")
     if again:
+        text.append(f"{again} of {len(timed)} measurements were repeated because others used more.")
+    if disturbed:
         text.append(
-            f"{again} of {len(timed)} measurements were repeated because others used more; "
-            f"{disturbed} of them remained disturbed, and do not count where undisturbed ones exist."
+            f"{disturbed} of {len(timed)} were disturbed in each attempt, and do not count where undisturbed "
+            "ones exist."
         )
-    elif disturbed:
-        text.append(f"{disturbed} of {len(timed)} measurements were disturbed.")
     return " ".join(text)

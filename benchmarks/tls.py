@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import trio
+from pinning import choose_pins
 from workloads import TLS_TARGET, TLS_WORKLOADS
 
 from brewos_relay.core.relay import open_relay
@@ -83,9 +84,14 @@ async def serve(told: Connection, context: ssl.SSLContext | None) -> None:
         await trio.sleep_forever()
 
 
-def run_server(told: Connection, pem: Path | None) -> None:
-    os.sched_setaffinity(0, {0})
+def run_server(told: Connection, pem: Path | None, cpu: int | None) -> None:
+    pin(cpu)
     trio.run(serve, told, CertificateFiles(pem, pem).context if pem is not None else None)
+
+
+def pin(cpu: int | None) -> None:
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
 
 
 class Peer:
@@ -147,9 +153,9 @@ def memory_kib(pid: int) -> int:
 class Side:
     """A server, plain or with TLS, and a connection to it."""
 
-    def __init__(self, pem: Path | None) -> None:
+    def __init__(self, pem: Path | None, cpu: int | None) -> None:
         here, there = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=run_server, args=(there, pem), daemon=True)
+        self.process = multiprocessing.Process(target=run_server, args=(there, pem, cpu), daemon=True)
         self.process.start()
         self.address = here.recv()
         self.context: ssl.SSLContext | None = None
@@ -256,10 +262,11 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print all measurements as one line of JSON")
     chosen = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    pins = choose_pins()
+    pin(pins.generator)
     with tempfile.TemporaryDirectory() as folder:
         pem = ensure_self_signed(Path(folder), now=datetime.datetime.now(datetime.UTC))
-        plain, tls = Side(None), Side(pem)
+        plain, tls = Side(None, pins.server), Side(pem, pins.server)
         try:
             pairs = compare(plain, tls, chosen)
         finally:

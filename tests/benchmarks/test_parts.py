@@ -41,6 +41,7 @@ def test_disturbed_rounds_of_a_part_count_only_if_there_are_no_others() -> None:
     disturbed = [REPORTS[0], REPORTS[1] | {"disturbed": True}]
     assert parts_table([LATENCY], disturbed).endswith("| 900 µs | 900 to 900 | ok |")
     assert parts_table([LATENCY], disturbed[1:]).endswith("| 1,800 to 1,800 | **MISSED**, disturbed |")
+    assert "| crossing (compiled) |" in parts_table([LATENCY], [REPORTS[0] | {"build": "compiled"}])
     plain = [{"run": 0, "part": "crossing", "busy_per_s": 7.0, "disturbed": True}]
     assert parts_table([NO_LIMIT], plain).endswith("| 7.00 | 7.00 to 7.00 | disturbed |")
 

@@ -48,7 +48,9 @@ def test_cpu_time_of_other_programs_leaves_out_this_process_and_its_children(
         return Process(pid=pid, parent=parent, name="x", start=1, cpu_s=cpu_s)
 
     me = os.getpid()
-    everything = [of(1, 0, 0.5), of(me, 1, 100.0), of(-2, me, 10.0), of(-3, -2, 10.0), of(-4, 1, 2.0)]
+    mine = [of(me, 1, 100.0), of(-2, me, 10.0), of(-3, -2, 10.0)]
+    kernel = [of(2, 0, 7.0), of(-5, 2, 7.0)]
+    everything = [of(1, 0, 0.5), of(-4, 1, 2.0), *mine, *kernel]
     monkeypatch.setattr(processes, "_read_all", lambda: everything)
     assert cpu_s_of_others() == 2.5
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from results import Results
-from saved import Saved, describe_rounds, read_saved
+from saved import Saved, describe_medians, describe_rounds, read_saved
 
 ROW = {"workload": "fanout-50x1-w1", "server": "floor"}
 
@@ -34,11 +34,18 @@ def test_files_are_joined_without_mixing_their_rounds(tmp_path: Path) -> None:
     assert Results(joined.reports).figure("fanout-50x1-w1", "cpu_us_per_delivery", "floor") == 5.0
 
 
-def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ['{"caption": "x"}', "no JSON", "[]"])
+def test_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
-    file.write_text('{"caption": "x"}')
+    file.write_text(content)
     with pytest.raises(ValueError, match=r"other\.json was not written by --json"):
         read_saved([file])
+
+
+def test_number_of_rounds_is_described() -> None:
+    assert describe_medians(saved("", 1.0)) == "One round."
+    assert describe_medians(saved("", 1.0, 2.0, 3.0)) == "Medians of 1 to 3 rounds."
+    assert describe_medians(Saved()) == "Medians of 0 rounds."
 
 
 def test_load_and_disturbed_measurements_are_described() -> None:
@@ -48,5 +55,5 @@ def test_load_and_disturbed_measurements_are_described() -> None:
     found.parts[0] |= {"others_pct": 90.0, "attempts": 3, "disturbed": True}
     text = describe_rounds(found)
     assert "others used up to 4 % of a processor" in text
-    assert "2 of 2 measurements were repeated because others used more; 1 of them remained disturbed" in text
+    assert "2 of 2 measurements were repeated because others used more. 1 of 2 were disturbed in each" in text
     assert describe_rounds(Saved()) == ""
