@@ -88,9 +88,9 @@ class Kitchen:
 
 
 @asynccontextmanager
-async def open_kitchen(folder: Path) -> AsyncIterator[Kitchen]:
+async def open_kitchen(folder: Path, *, within_s: float = DEADLINE_S) -> AsyncIterator[Kitchen]:
     """Make a kitchen. Nothing runs yet."""
-    with trio.fail_after(DEADLINE_S):
+    with trio.fail_after(within_s):
         async with trio.open_nursery() as nursery:
             yield Kitchen(folder, nursery)
             nursery.cancel_scope.cancel()

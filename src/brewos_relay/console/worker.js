@@ -24,6 +24,8 @@ async function fill() {
   await cache.add(new Request(OFFLINE, { cache: "reload" }));
 }
 
+addEventListener("message", (event) => event.data === "take over" && event.waitUntil(skipWaiting()));
+
 addEventListener("activate", (event) => {
   event.waitUntil((async () => {
     const names = (await caches.keys()).filter((name) => name.startsWith(PREFIX) && name !== CACHE);
@@ -43,8 +45,8 @@ addEventListener("fetch", (event) => {
 async function openPage(event) {
   try {
     const page = await fetch(event.request);
-    // The web app at / or the browser may have removed the cache.
-    event.waitUntil(caches.has(CACHE).then((isThere) => isThere || fill()).catch(() => caches.delete(CACHE)));
+    // The web app at / or the browser may have removed the cache, or ended this worker before it had stored the last entry.
+    event.waitUntil(inCache(OFFLINE).then((isThere) => isThere || fill()).catch(() => caches.delete(CACHE)));
     return page;
   } catch {
     return (await inCache(OFFLINE)) ?? Response.error();
@@ -52,7 +54,7 @@ async function openPage(event) {
 }
 
 const readFile = async (request) => (await inCache(request)) ?? fetch(request);
-const inCache = async (request) => (await caches.has(CACHE)) ? (await caches.open(CACHE)).match(request) : undefined;
+const inCache = (request) => caches.match(request, { cacheName: CACHE }); // without making an empty cache of that name
 
 addEventListener("push", (event) => {
   const { title, body, tag, data } = event.data.json();
