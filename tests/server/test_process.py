@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from brewos_relay.server import process
 from brewos_relay.server.process import SystemdNotifier, give_memory_back, open_notifier
 from brewos_relay.settings.server_limits import ServerLimits
 from support.process import serve_process
+from support.waiting import until
+from support.workers import needs_proc, state_of
 
 
 @contextmanager
@@ -91,6 +94,22 @@ def test_messages_to_systemd(address: str, kind: str) -> None:
         assert second.removeprefix("MONOTONIC_USEC=").isdecimal()
 
 
+def test_change_of_the_state_waits_for_a_queue_that_is_full_of_keepalives(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_SEND_S", 10.0)
+    with listening(address) as sock:
+        notifier = SystemdNotifier(address)
+        for _ in range(1000):  # more than any queue holds
+            notifier.keepalive()
+        heard: list[str] = []
+        systemd = threading.Timer(0.01, lambda: heard.extend(told(sock)))
+        systemd.start()
+        notifier.ready("here")
+        systemd.join()
+        assert "READY=1\nSTATUS=here" in heard + told(sock)
+
+
 def test_an_unreachable_notify_socket_is_logged_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
     notifier = SystemdNotifier(address)
     for _ in range(3):
@@ -126,40 +145,51 @@ async def test_no_keepalives_are_sent_without_a_watchdog(
         assert told(sock) == []
 
 
+@needs_proc
 async def test_a_server_reports_its_state_from_start_to_end(address: str, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    async def listen(sock: socket.socket) -> None:
+        """Receive at any time, as systemd does."""
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            heard.extend(told(sock))
+
+    async def hear(word: str) -> str:
+        """Wait for a message that begins like this, past keepalives."""
+        while True:
+            await until(lambda: heard != [])
+            said = heard.pop(0)
+            if said.startswith(word):
+                return said
+            assert said == "WATCHDOG=1", said
+
     with listening(address) as sock, trio.fail_after(25):
-
-        async def hear(word: str) -> str:
-            """Wait for a message that begins like this, past keepalives."""
-            while True:
-                await trio.lowlevel.wait_readable(sock)
-                said = sock.recv(4096).decode()
-                if said.startswith(word):
-                    return said
-                assert said == "WATCHDOG=1", said
-
         watched = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": 300_000}
-        async with serve_process(tmp_path, **watched, BREWOS_RELAY_DRAIN_S=0.1) as server:
-            ready = await hear("READY=1")
-            assert f"STATUS=ready on 127.0.0.1:{server.address[1]}" in ready
-            await hear("WATCHDOG=1")
-            await hear("WATCHDOG=1")
-            server.send_signal(signal.SIGHUP)
-            await hear("RELOADING=1")
-            assert await hear("READY=1") == ready
-            server.send_signal(signal.SIGSTOP)
-            with trio.move_on_after(0.5):  # messages already sent
-                await hear("nothing")
-            with trio.move_on_after(1) as silence:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, sock)
+            async with serve_process(tmp_path, **watched, BREWOS_RELAY_DRAIN_S=0.1) as server:
+                ready = await hear("READY=1")
+                assert f"STATUS=ready on 127.0.0.1:{server.address[1]}" in ready
                 await hear("WATCHDOG=1")
-            assert silence.cancelled_caught
-            server.send_signal(signal.SIGCONT)
-            await hear("WATCHDOG=1")
-            server.send_signal(signal.SIGTERM)
-            stopping = await hear("STOPPING=1")
-            extended_us = int(re.search(r"EXTEND_TIMEOUT_USEC=(\d+)", stopping)[1])  # type: ignore[index]
-            assert extended_us == math.ceil(ServerLimits(drain_s=0.1).longest_drain_s * 1e6)
-            assert await server.wait(within_s=10) == 0
+                await hear("WATCHDOG=1")
+                server.send_signal(signal.SIGHUP)
+                await hear("RELOADING=1")
+                assert await hear("READY=1") == ready
+                server.send_signal(signal.SIGSTOP)
+                await until(lambda: state_of(server.pid) == "T")
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                heard.clear()  # messages already sent
+                await trio.sleep(0.5)
+                assert heard == []
+                server.send_signal(signal.SIGCONT)
+                await hear("WATCHDOG=1")
+                server.send_signal(signal.SIGTERM)
+                stopping = await hear("STOPPING=1")
+                extended_us = int(re.search(r"EXTEND_TIMEOUT_USEC=(\d+)", stopping)[1])  # type: ignore[index]
+                assert extended_us == math.ceil(ServerLimits(drain_s=0.1).longest_drain_s * 1e6)
+                assert await server.wait(within_s=10) == 0
+            nursery.cancel_scope.cancel()
 
 
 async def test_memory_is_given_back_once_a_minute(autojump_clock: MockClock) -> None:

@@ -53,9 +53,14 @@ def templates_of(pid: int) -> list[int]:
     return [child for child in children(pid) if b"--worker\0" in command_of(child)]
 
 
+def state_of(pid: int) -> str:
+    """Return the state of a process: R if it runs, S if it sleeps, T if it is stopped, Z if it has ended."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return state_of(pid) != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 

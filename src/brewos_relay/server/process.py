@@ -25,6 +25,8 @@ _WATCHDOG_US: Final = "WATCHDOG_USEC"
 _WATCHDOG_PID: Final = "WATCHDOG_PID"
 _KEEPALIVES_PER_INTERVAL: Final = 3
 """How many watchdog keepalives are sent per watchdog interval of systemd."""
+_SEND_S: Final = 1.0
+"""How long a change of the state waits for systemd, whose queue of messages may be full of keepalives."""
 _SWITCH_S: Final = 0.0001
 """A fiftieth of Python's default. The event loop gives up the lock at each read and write of a socket. During
 a flood, connecting took 2.7 ms (median); with a tenth of the default, it took 4.0 ms."""
@@ -86,17 +88,18 @@ class SystemdNotifier:
 
     def keepalive(self) -> None:
         """Send a watchdog keepalive."""
-        self._send("WATCHDOG=1")
+        self._send("WATCHDOG=1", waits=False)
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str, waits: bool = True) -> None:
         if self._address is None:
             return
         # A leading @ stands for the abstract namespace of Unix sockets.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to_manager:
-                to_manager.setblocking(False)
-                to_manager.sendto("\n".join(lines).encode(), address)
+                to_manager.settimeout(_SEND_S if waits else 0.0)
+                to_manager.connect(address)
+                to_manager.send("\n".join(lines).encode())
         except OSError as problem:
             if not self._has_warned:
                 log.warning("cannot notify systemd at %s: %s", self._address, problem.strerror or problem)
