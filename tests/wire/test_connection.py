@@ -293,7 +293,9 @@ async def test_a_ping_of_the_relay_is_an_empty_one() -> None:
         assert read_close(await session.client.read_frame())[0] == 1000
 
 
-async def test_a_peer_that_is_too_fast_is_not_read_for_a_while() -> None:
+async def test_a_peer_that_is_too_fast_is_not_read_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session() as session:
         session.pause_s = 0.2
         session.client.send(client_frame(TEXT, b"one"))
@@ -351,7 +353,7 @@ async def test_a_few_small_frames_now_and_then_are_nothing() -> None:
             session.client.send(4 * client_frame(PONG, b""))
 
 
-async def test_a_pause_may_begin_with_the_first_bytes() -> None:
+async def test_a_pause_may_begin_with_the_first_bytes(autojump_clock: trio.testing.MockClock) -> None:
     def begin(session: Session) -> None:
         session.pause_s = 0.05
 
@@ -367,7 +369,9 @@ async def test_a_pause_may_begin_with_the_first_bytes() -> None:
         await session.wait_received(3)
 
 
-async def test_a_pause_is_not_the_time_of_the_message_that_has_begun() -> None:
+async def test_a_pause_is_not_the_time_of_the_message_that_has_begun(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     frame = client_frame(TEXT, b"abc")
     async with open_session(message_s=0.1) as session:
         session.pause_s = 0.3
@@ -379,7 +383,7 @@ async def test_a_pause_is_not_the_time_of_the_message_that_has_begun() -> None:
         assert not session.ran.is_set()
 
 
-async def test_a_peer_that_is_paused_can_be_closed() -> None:
+async def test_a_peer_that_is_paused_can_be_closed(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(close_s=4.0) as session:
         session.pause_s = 0.2
         session.client.send(client_frame(TEXT, b"one"))
@@ -422,7 +426,7 @@ async def test_a_close_frame_without_a_code_is_answered_without_one() -> None:
 
 
 async def test_a_close_frame_is_answered_even_if_the_message_before_it_fails(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     def receive(_messages: Sequence[Message]) -> float:
         raise MemoryError
@@ -468,7 +472,7 @@ async def test_a_peer_whose_connection_breaks_is_let_go() -> None:
         await session.closed.wait()
 
 
-async def test_a_peer_that_half_closes_is_let_go() -> None:
+async def test_a_peer_that_half_closes_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(close_s=5.0) as session:
         session.client.sock.shutdown(socket.SHUT_WR)
         assert await session.client.read_to_the_end() == []
@@ -492,7 +496,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("stream", "code"), FAULTS.values(), ids=FAULTS.keys())
-async def test_a_fault_is_answered_with_a_close_frame_and_the_end(stream: bytes, code: int) -> None:
+async def test_a_fault_is_answered_with_a_close_frame_and_the_end(
+    stream: bytes, code: int, autojump_clock: trio.testing.MockClock
+) -> None:
     async with open_session() as session:
         session.client.send(client_frame(TEXT, b"before") + stream + client_frame(TEXT, b"after"))
         (frame,) = await session.client.read_to_the_end()
@@ -526,7 +532,9 @@ async def test_large_messages_can_be_read_past() -> None:
     "begin", [b"\x81", client_frame(TEXT, b"abc")[:-1], client_frame(TEXT, b"abc", fin=False)]
 )
 @pytest.mark.parametrize("early", [False, True])
-async def test_a_message_that_is_not_completed_in_time_ends_the_connection(begin: bytes, early: bool) -> None:
+async def test_a_message_that_is_not_completed_in_time_ends_the_connection(
+    begin: bytes, early: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     async with open_session(message_s=0.2, initial=begin if early else b"") as session:
         began_s = trio.current_time()
         if not early:
@@ -536,7 +544,9 @@ async def test_a_message_that_is_not_completed_in_time_ends_the_connection(begin
         assert trio.current_time() - began_s >= 0.19
 
 
-async def test_a_trickle_does_not_prolong_the_time_for_a_message() -> None:
+async def test_a_trickle_does_not_prolong_the_time_for_a_message(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(message_s=0.2) as session:
         session.client.send(client_frame(TEXT, fin=False))
         with contextlib.suppress(BrokenPipeError):
@@ -547,7 +557,7 @@ async def test_a_trickle_does_not_prolong_the_time_for_a_message() -> None:
         assert read_close(frames[-1])[0] == CloseCode.POLICY_VIOLATION
 
 
-async def test_completing_a_message_stops_its_time() -> None:
+async def test_completing_a_message_stops_its_time(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(message_s=0.1) as session:
         frame = client_frame(TEXT, b"abc")
         for i in range(3):
@@ -560,7 +570,7 @@ async def test_completing_a_message_stops_its_time() -> None:
         assert session.connection.deliver(HELLO)
 
 
-async def test_every_message_has_its_own_time() -> None:
+async def test_every_message_has_its_own_time(autojump_clock: trio.testing.MockClock) -> None:
     # A busy stream is read in pieces that end anywhere, so one message is under way after almost every read.
     frame = client_frame(TEXT, b"abc")
     async with open_session(message_s=0.2) as session:
@@ -572,7 +582,9 @@ async def test_every_message_has_its_own_time() -> None:
 
 
 @pytest.mark.parametrize("begins_another", [False, True])
-async def test_arrived_bytes_count_before_the_message_timeout(begins_another: bool) -> None:
+async def test_arrived_bytes_count_before_the_message_timeout(
+    begins_another: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     frame = client_frame(TEXT, b"abc")
     async with open_session(message_s=0.2) as session:
         session.client.send(frame[:3])
@@ -586,7 +598,9 @@ async def test_arrived_bytes_count_before_the_message_timeout(begins_another: bo
             assert read_close(close_frame_)[0] == CloseCode.POLICY_VIOLATION
 
 
-async def test_a_peer_that_has_gone_is_not_closed_for_its_incomplete_message() -> None:
+async def test_a_peer_that_has_gone_is_not_closed_for_its_incomplete_message(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(message_s=0.2) as session:
         session.client.send(client_frame(TEXT, b"abc")[:3])
         await trio.sleep(0.05)
@@ -599,7 +613,9 @@ async def test_a_peer_that_has_gone_is_not_closed_for_its_incomplete_message() -
 # -- Closing by the relay ---------------------------------------------------------------------------------
 
 
-async def test_close_sends_a_close_frame_and_waits_for_the_answer() -> None:
+async def test_close_sends_a_close_frame_and_waits_for_the_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(close_s=4.0) as session:
         session.connection.close(4002, "replaced")
         session.connection.close(1011, "only the first call counts")
@@ -613,7 +629,7 @@ async def test_close_sends_a_close_frame_and_waits_for_the_answer() -> None:
         assert session.received == []
 
 
-async def test_close_does_not_wait_for_ever() -> None:
+async def test_close_does_not_wait_for_ever(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(close_s=0.1) as session:
         began_s = trio.current_time()
         session.connection.close(1000, "")
@@ -650,7 +666,9 @@ async def test_close_from_within_receive_counts() -> None:
         assert read_close(frame) == (4000, "enough")
 
 
-async def test_a_cancelled_connection_says_that_the_relay_is_shutting_down() -> None:
+async def test_a_cancelled_connection_says_that_the_relay_is_shutting_down(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(close_s=0.1) as session:
         await trio.testing.wait_all_tasks_blocked()
         session.nursery.cancel_scope.cancel()
@@ -729,7 +747,9 @@ def _break_the_rules(session: Session) -> None:
     [(_close, 4002), (_cancel, 1001), (_break_the_rules, 1002)],
     ids=["close", "cancel", "fault"],
 )
-async def test_a_young_connection_is_held(end: Callable[[Session], None], code: int) -> None:
+async def test_a_young_connection_is_held(
+    end: Callable[[Session], None], code: int, autojump_clock: trio.testing.MockClock
+) -> None:
     min_age_s = 0.3
     began_s = trio.current_time()
     async with open_session(min_age_s=min_age_s) as session:
@@ -761,7 +781,7 @@ class OutOfMemory(Transport):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("min_age_s", [0.0, 0.3])
 async def test_no_memory_to_read_ends_this_connection_with_1011_and_holds_a_young_one(
-    min_age_s: float, caplog: pytest.LogCaptureFixture
+    min_age_s: float, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     began_s = trio.current_time()
     async with open_session(min_age_s=min_age_s, transport_class=OutOfMemory) as session:
@@ -783,7 +803,7 @@ async def test_a_connection_that_fails_twice_says_so_once(caplog: pytest.LogCapt
     assert caplog.text.count("a connection failed") == 1
 
 
-async def test_a_connection_that_is_old_enough_is_not_held() -> None:
+async def test_a_connection_that_is_old_enough_is_not_held(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(min_age_s=0.1, close_s=4.0) as session:
         await trio.sleep(0.12)
         began_s = trio.current_time()
@@ -832,12 +852,14 @@ async def closed_after_s(session: Session) -> float:
     return trio.current_time() - session.connection._opened_at
 
 
-async def test_a_connection_that_has_said_nothing_is_held_longer() -> None:
+async def test_a_connection_that_has_said_nothing_is_held_longer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(min_age_s=AGE_S) as session:
         assert await closed_after_s(session) >= AGE_S * 10.5 / 8
 
 
-async def test_a_hold_counts_from_the_first_frame() -> None:
+async def test_a_hold_counts_from_the_first_frame(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(min_age_s=AGE_S) as session:
         await trio.sleep(AGE_S * 0.75)
         session.client.send(client_frame(TEXT, b"the 101 was late"))
@@ -845,7 +867,9 @@ async def test_a_hold_counts_from_the_first_frame() -> None:
         assert await closed_after_s(session) >= AGE_S * (0.75 + 5.5 / 8)
 
 
-async def test_a_first_frame_while_a_connection_is_held_prolongs_the_hold() -> None:
+async def test_a_first_frame_while_a_connection_is_held_prolongs_the_hold(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(min_age_s=AGE_S) as session, trio.open_nursery() as nursery:
         session.connection.close(4002, "replaced")
         await trio.sleep(AGE_S)
@@ -855,7 +879,9 @@ async def test_a_first_frame_while_a_connection_is_held_prolongs_the_hold() -> N
         assert trio.current_time() - session.connection._opened_at >= AGE_S * (1 + 5.5 / 8)
 
 
-async def test_a_first_frame_that_waits_to_be_read_counts_before_a_silent_connection_is_ended() -> None:
+async def test_a_first_frame_that_waits_to_be_read_counts_before_a_silent_connection_is_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(min_age_s=AGE_S) as session:
         session.connection._poller.unwatch(session.connection._transport.fd)  # its task does not run
         await trio.sleep(AGE_S * 10.5 / 8)
@@ -863,7 +889,7 @@ async def test_a_first_frame_that_waits_to_be_read_counts_before_a_silent_connec
         assert await closed_after_s(session) >= AGE_S * (10.5 + 5.5) / 8
 
 
-async def test_bytes_before_the_101_do_not_prove_its_arrival() -> None:
+async def test_bytes_before_the_101_do_not_prove_its_arrival(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(min_age_s=AGE_S, initial=client_frame(TEXT, b"early")) as session:
         await session.wait_received(1)
         assert await closed_after_s(session) >= AGE_S * 10.5 / 8
@@ -872,7 +898,9 @@ async def test_bytes_before_the_101_do_not_prove_its_arrival() -> None:
 # -- Peers that do not read -------------------------------------------------------------------------------
 
 
-async def test_a_peer_that_does_not_read_is_left_out_and_closed_after_a_while() -> None:
+async def test_a_peer_that_does_not_read_is_left_out_and_closed_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_session(pair=small_buffer, stall_s=0.2, close_s=4.0) as session:
         began_s = trio.current_time()
         delivered = 0
@@ -900,14 +928,14 @@ async def test_kept_messages_have_their_own_limit() -> None:
         assert LIMITS.outbox_bytes - 200 < session.connection.backlog_bytes <= LIMITS.outbox_bytes
 
 
-async def test_a_peer_that_never_reads_again_is_given_up() -> None:
+async def test_a_peer_that_never_reads_again_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(pair=small_buffer, stall_s=0.1, close_s=0.1) as session:
         while session.connection.deliver(Delivery([Message(b"x" * 100)])):
             pass
         await session.closed.wait()
 
 
-async def test_a_peer_that_reads_again_gets_everything() -> None:
+async def test_a_peer_that_reads_again_gets_everything(autojump_clock: trio.testing.MockClock) -> None:
     async with open_session(pair=small_buffer) as session:
         delivered = 0
         for _ in range(3):
@@ -998,7 +1026,9 @@ def _fail(_messages: Sequence[Message]) -> float:
     raise ZeroDivisionError
 
 
-async def test_an_error_in_receive_ends_this_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_in_receive_ends_this_connection_only(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
     async with open_session(receive=_fail) as session:
         session.client.send(client_frame(TEXT, b"x"))
         (frame,) = await session.client.read_to_the_end()
@@ -1040,7 +1070,9 @@ def _keep_in(received: list[Message]) -> Receive:
 # -- Devices and clients ----------------------------------------------------------------------------------
 
 
-async def test_a_device_s_large_messages_are_read_past_and_it_is_not_closed_too_young() -> None:
+async def test_a_device_s_large_messages_are_read_past_and_it_is_not_closed_too_young(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     with trio.fail_after(5), socket_pair() as (near, far):
         async with open_poller() as poller, trio.open_nursery() as nursery:
             began_s = trio.current_time()
@@ -1211,7 +1243,9 @@ async def test_connection_is_freed_when_it_ends() -> None:
 # -- Yielding to another instance -------------------------------------------------------------------------
 
 
-async def test_held_connection_that_yields_is_closed_with_4002_once_its_key_is_safe() -> None:
+async def test_held_connection_that_yields_is_closed_with_4002_once_its_key_is_safe(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     limits = dataclasses.replace(LIMITS, device_min_age_s=0.3)
     status = encode({"type": "status"})
     with trio.fail_after(5), socket_pair() as (near, far):

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from brewos_relay.wire.transport import READ_BYTES, Transport, TransportStream, WriteBatch
 from support.sockets import (
@@ -449,7 +450,7 @@ async def test_flushing_nothing_is_done_at_once() -> None:
         assert await transport.flush(stall_s=5)
 
 
-async def test_flushing_gives_up_on_a_peer_that_takes_nothing() -> None:
+async def test_flushing_gives_up_on_a_peer_that_takes_nothing(autojump_clock: MockClock) -> None:
     with trio.fail_after(5), transport_pair() as (transport, far):
         fill_transport(transport)
         assert transport.write(b"unread")
@@ -462,7 +463,7 @@ async def test_flushing_gives_up_on_a_peer_that_takes_nothing() -> None:
         assert read_available(far) == b"unread"
 
 
-async def test_a_slow_peer_is_given_more_time_whenever_it_takes_something() -> None:
+async def test_a_slow_peer_is_given_more_time_whenever_it_takes_something(autojump_clock: MockClock) -> None:
     stall_s = 0.2
     with trio.fail_after(5), transport_pair() as (transport, far):
         filled_bytes = fill_transport(transport)
@@ -605,7 +606,7 @@ async def test_a_socket_that_was_given_away_stays_open() -> None:
         assert far.recv(100) == b"still here"
 
 
-async def test_a_peer_that_takes_little_is_not_stalled() -> None:
+async def test_a_peer_that_takes_little_is_not_stalled(autojump_clock: MockClock) -> None:
     with trio.fail_after(5), transport_pair(send_buffer_bytes=200_000) as (transport, far):
         filled_bytes = fill_transport(transport)
         assert transport.write(b"x" * 100)
@@ -623,7 +624,7 @@ async def test_a_peer_that_takes_little_is_not_stalled() -> None:
 
 
 async def test_unknown_untaken_bytes_count_as_stalled(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     def fail(*_: object) -> bytes:
         raise OSError
