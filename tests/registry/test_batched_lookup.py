@@ -115,10 +115,12 @@ async def test_several_may_look_up_the_same_key() -> None:
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
             batcher = make_batcher(table)
-            nursery.start_soon(batcher.run)
             for _ in range(3):
                 nursery.start_soon(find, batcher)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(batcher.run)
     assert found == ["A", "A", "A"]
+    assert table.queries == [{"a"}]
 
 
 async def test_cancelling_one_lookup_does_not_disturb_the_others() -> None:

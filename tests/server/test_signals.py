@@ -28,6 +28,7 @@ from support.process import (
 )
 from support.waiting import until
 from support.wire_client import Ended, WireClient
+from support.workers import children
 
 HOLD_S: Final = 1.0
 """How old a device has to be here before it is closed."""
@@ -175,6 +176,12 @@ def locked_registry(folder: Path) -> Iterator[None]:
         database.execute("ROLLBACK")
 
 
+async def wait_for_child(pid: int) -> int:
+    """Wait until a process has started its one child; return that."""
+    await until(lambda: children(pid) != [])
+    return only_child(pid)
+
+
 def catches(pid: int, number: Signals) -> bool:
     """Whether a process has a handler of its own for a signal."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -198,8 +205,7 @@ async def test_a_signal_during_start_up_ends_it_and_hangups_do_not(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-            await trio.sleep(0.1)
-            pid = only_child(process.pid) if through else process.pid
+            pid = await wait_for_child(process.pid) if through else process.pid
             await until(lambda: catches(pid, SIGHUP))
             for number in (SIGHUP, SIGTERM, SIGHUP):
                 os.kill(pid, number)
@@ -290,8 +296,7 @@ async def test_other_commands_end_at_sigterm_as_process_1(tmp_path: Path) -> Non
         process = await trio.lowlevel.open_process(
             command, cwd=tmp_path, env=nowhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        await trio.sleep(0.1)
-        pid = only_child(process.pid)
+        pid = await wait_for_child(process.pid)
         await until(lambda: catches(pid, SIGTERM))
         os.kill(pid, SIGTERM)
         assert await process.wait() == 128 + SIGTERM
