@@ -1,5 +1,6 @@
 """The processes that a server has started, from /proc."""
 
+import ctypes
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_PR_SET_CHILD_SUBREAPER = 36
 _KERNEL = 2
 """The parent of all threads of the kernel."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -25,10 +27,12 @@ class Process:
     """Its CPU time, and that of its children that have ended."""
 
     def kill(self) -> None:
-        """Kill it, if it still runs."""
+        """Kill it, if it still runs, and wait for its end if it was adopted."""
         if _read(self.pid) == self:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
 
 
 def descendants(pid: int) -> list[Process]:
@@ -40,6 +44,11 @@ def descendants(pid: int) -> list[Process]:
         found += children
         parents = {process.pid for process in children}
     return found
+
+
+def adopt_orphans() -> None:
+    """Become the parent of each descendant whose parent ends: its CPU time is not that of others."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def cpu_s_of_others() -> float:

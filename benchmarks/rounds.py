@@ -9,6 +9,7 @@ from pathlib import Path
 from measuring import duration_s, measure_quietly
 from parts import measure_part, part_duration_s
 from pinning import Pins, describe
+from processes import adopt_orphans
 from progress import describe_python, say, warn
 from quiet import Quiet, Report
 from saved import Saved
@@ -68,6 +69,7 @@ def measure_rounds(plan: Plan, saved: Saved) -> int:
     The servers take turns within a workload, so all of them are measured in the same minute, and another one
     begins in each round.
     """
+    adopt_orphans()
     failures = 0
     progress = Progress(plan)
     for run in range(plan.runs):

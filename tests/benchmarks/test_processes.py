@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import processes
 import pytest
@@ -57,3 +58,23 @@ def test_cpu_time_of_other_programs_leaves_out_this_process_and_its_children(
 
 def test_process_is_the_same_while_it_uses_cpu_time() -> None:
     assert Process(7, 1, "x", 3, 1.0) == Process(7, 1, "x", 3, 2.0)
+
+
+def test_adopted_orphan_does_not_count_as_another_program() -> None:
+    inner = "import time; time.sleep(60)"
+    middle = (
+        "import subprocess, sys; null = subprocess.DEVNULL; "
+        f"print(subprocess.Popen([sys.executable, '-c', {inner!r}], stdout=null).pid)"
+    )
+    adopting = f"""
+import os, subprocess, sys
+from processes import adopt_orphans, descendants
+adopt_orphans()
+pid = int(subprocess.run([sys.executable, "-c", {middle!r}], stdout=subprocess.PIPE).stdout)
+(orphan,) = descendants(os.getpid())
+assert (orphan.pid, orphan.parent) == (pid, os.getpid())
+orphan.kill()
+assert descendants(os.getpid()) == []
+"""
+    folder = str(Path(processes.__file__).parent)
+    subprocess.run([sys.executable, "-c", adopting], check=True, timeout=20, env={"PYTHONPATH": folder})
