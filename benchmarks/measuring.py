@@ -13,14 +13,13 @@ from workloads import Workload
 
 SPARE_FILES = 200
 """Open files that a server needs besides its connections."""
-AROUND_S = {"idle": 5.0, "storm": 5.0}
-OTHERWISE_AROUND_S = 3.5
+AROUND_S = {"fanout": 2.5, "command": 2.5, "rate": 3.0, "fleet": 3.0, "idle": 4.0, "storm": 4.5}
 """What a measurement takes besides its length, by its mode: starting, connecting, warming up."""
 
 
 def duration_s(workload: Workload, secs: float) -> float:
     """Return about how long a measurement takes."""
-    return secs + AROUND_S.get(workload.mode, OTHERWISE_AROUND_S)
+    return secs + AROUND_S[workload.mode]
 
 
 def measure(server: Server, workload: Workload, *, secs: float, pins: Pins) -> Report:

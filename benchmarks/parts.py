@@ -12,7 +12,14 @@ from table import markdown
 UNTIMED = frozenset({"history"})
 """Parts that measure memory only."""
 VERDICTS = {None: "", True: "ok", False: "**MISSED**"}
-DURATIONS = {"tls": (10.0, 5.0)}
+DURATIONS = {
+    "crossing": (20.0, 3.0),
+    "local": (10.0, 24.0),
+    "reclaim": (25.0, 0.0),
+    "workers": (30.0, 6.0),
+    "tls": (6.0, 14.0),
+    "history": (14.0, 22.0),
+}
 """About how long each part takes in s: at least, and in addition for each second of `--secs`."""
 
 
@@ -39,7 +46,7 @@ class PartFigure:
 
 def part_duration_s(name: str, secs: float) -> float:
     """Return about how long a part takes."""
-    least, times = DURATIONS.get(name, (30.0, 5.0))
+    least, times = DURATIONS[name]
     return least + times * secs
 
 

@@ -1,6 +1,6 @@
 import pytest
 import relay_parts
-from parts import PartFigure, count_missed_parts, measure_part, parts_table
+from parts import PartFigure, count_missed_parts, measure_part, part_duration_s, parts_table
 from quiet import Quiet
 from servers import BenchError
 
@@ -57,3 +57,4 @@ def test_each_part_of_one_relay_has_figures_under_unique_names() -> None:
     keys = [figure.key for figure in (*cluster.FIGURES, *relay_parts.FIGURES)]
     assert len(set(keys)) == len(keys)
     assert set(relay_parts.PARTS) == relay_parts.MEASURE.keys()
+    assert all(part_duration_s(name, 2.0) > 0 for name in (*cluster.PARTS, *relay_parts.PARTS))

@@ -87,6 +87,10 @@ def test_time_left_is_estimated_before_and_while_measuring() -> None:
     assert f"2 rounds of about {chosen.round_s / 60:.1f} min, {minutes:.0f} min in all" in chosen.describe()
 
 
+def test_each_workload_has_an_estimated_duration() -> None:
+    assert all(duration_s(workload, 2.0) > 2 for workload in WORKLOADS)
+
+
 @pytest.mark.parametrize(
     ("config_args", "base_prefix", "found"),
     [
