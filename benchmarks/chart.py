@@ -20,6 +20,8 @@ COLOURS = {
     "websockets-trio": "#56b4e9",
 }
 """Colours that people who see few of them can tell apart."""
+HIGHEST_RATIO = 4.0
+"""The end of the axis of ratios. The slowest server would leave no room for the differences of the others."""
 GRID, INK = "#e3e3e3", "#222222"
 WIDTH, MARGIN, TOP = 1200.0, 24.0, 76.0
 PANEL_WIDTH, PANEL_HEIGHT = (WIDTH - 3 * MARGIN) / 2, 300.0
@@ -84,18 +86,29 @@ def _levels(picture: Picture, box: Box, marks: Sequence[float], place_of: Callab
         picture.text(box.x - 8, y + 4, _short(mark), size=11, anchor="end")
 
 
-def draw_bars(picture: Picture, place: int, title: str, bars: Bars, *, logarithmic: bool = False) -> None:
-    """Draw a panel of bars, those of a label side by side."""
+def draw_bars(
+    picture: Picture,
+    place: int,
+    title: str,
+    bars: Bars,
+    *,
+    logarithmic: bool = False,
+    highest: float = math.inf,
+) -> None:
+    """Draw a panel of bars, those of a label side by side.
+
+    A bar above `highest` is cut, and has its number.
+    """
     box = _frame(picture, place, title)
     values = [value for _, row in bars for value in row.values() if value > 0]
     if logarithmic:
         marks = decades(values)
         place_of = _logarithmic(marks, box.bottom, -box.height)
     else:
-        marks = round_steps(max(values))
+        marks = round_steps(min(max(values), highest))
 
         def place_of(value: float) -> float:
-            return box.bottom - value / marks[-1] * box.height
+            return box.bottom - min(value / marks[-1], 1) * box.height
 
     _levels(picture, box, marks, place_of)
     slot = box.width / len(bars)
@@ -113,7 +126,7 @@ def draw_bars(picture: Picture, place: int, title: str, bars: Bars, *, logarithm
                     fill=COLOURS[server],
                     title=f"{server}, {label}: {number(value)}",
                 )
-                if thickness >= 13:
+                if thickness >= 13 or value > marks[-1]:
                     picture.text(x + (thickness - 1) / 2, top - 3, number(value), size=8.5, anchor="middle")
             x += thickness
         first, _, second = label.partition("\n")
@@ -168,11 +181,15 @@ def _bars(results: Results, group: str, *, as_ratios: bool = False, key: str | N
 def _panels(results: Results) -> Iterator[Callable[[Picture, int], None]]:
     """Give what draws each panel that there are figures for."""
 
-    def of_bars(title: str, bars: Bars, *, logarithmic: bool = False) -> Callable[[Picture, int], None]:
-        return lambda picture, place: draw_bars(picture, place, title, bars, logarithmic=logarithmic)
+    def of_bars(
+        title: str, bars: Bars, *, logarithmic: bool = False, highest: float = math.inf
+    ) -> Callable[[Picture, int], None]:
+        return lambda picture, place: draw_bars(
+            picture, place, title, bars, logarithmic=logarithmic, highest=highest
+        )
 
     if bars := _bars(results, "delivery", as_ratios=True):
-        yield of_bars("CPU per delivery, as a multiple of the floor's", bars)
+        yield of_bars("CPU per delivery, as a multiple of the floor's", bars, highest=HIGHEST_RATIO)
     for key, title in (("p50_us", "p50"), ("p99_us", "p99"), ("p999_us", "p99.9")):
         if bars := _bars(results, "latency", key=key):
             yield of_bars(f"Latency {title} at fixed loads, µs", bars, logarithmic=True)

@@ -29,7 +29,10 @@ def measure(server: Server, workload: Workload, *, secs: float, pins: Pins) -> R
 
 
 def run_load(workload: Workload, server: Server, *, port: int, pid: int, secs: float, pins: Pins) -> Report:
-    """Run one workload against a server that runs. Raises BenchError if a connection fails."""
+    """Run one workload against a server that runs.
+
+    Raises BenchError if a connection fails or no message arrives.
+    """
     load = [sys.executable, str(HERE / "tls_load.py")] if workload.tls else [str(BUILD / "load")]
     command = [*load, *workload.command, "--port", str(port), "--pid", str(pid)]
     secrets_and_length = ["--key", server.key, "--token", server.token, "--secs", str(secs), "--verbose"]
@@ -43,6 +46,8 @@ def run_load(workload: Workload, server: Server, *, port: int, pid: int, secs: f
     if done.returncode:
         raise BenchError(f"{workload.name} on {server.name} failed:\n{done.stderr.strip()[:2000]}")
     report: Report = json.loads(done.stdout)
+    if report.get("deliveries") == 0:
+        raise BenchError(f"{workload.name} on {server.name}: no message arrived")
     return report
 
 

@@ -96,6 +96,22 @@ def test_a_bar_is_as_high_as_its_figure() -> None:
     assert heights["node"] == pytest.approx(2 * heights["relay"], abs=0.2)
 
 
+def test_bar_of_a_much_slower_server_is_cut_and_has_its_number() -> None:
+    reports = [
+        {"workload": "fanout-50x1-w1", "server": server, "run": 0, "cpu_us_per_delivery": value}
+        for server, value in (("floor", 1.0), ("relay", 2.0), ("websockets-trio", 13.7))
+    ]
+    root = draw(Results(reports))
+    heights = {
+        server: max(
+            float(e.get("height", 0)) for e in root.iter(f"{SVG}rect") if e.get("fill") == COLOURS[server]
+        )
+        for server in ("relay", "websockets-trio")
+    }
+    assert heights["websockets-trio"] == pytest.approx(2 * heights["relay"], abs=0.2)
+    assert "13.7" in texts(root)
+
+
 def test_nothing_is_drawn_beyond_the_edge() -> None:
     root = draw(everything())
     width, height = float(root.get("width", 0)), float(root.get("height", 0))
