@@ -78,7 +78,7 @@ def describe_rounds(saved: Saved) -> str:
         text.append(f"{again} of {len(timed)} measurements were repeated because others used more.")
     if disturbed:
         text.append(
-            f"{disturbed} of {len(timed)} were disturbed in each attempt, and do not count where undisturbed "
-            "ones exist."
+            f"{disturbed} of {len(timed)} measurements were disturbed in each attempt; they count only where "
+            "there are no others."
         )
     return " ".join(text)

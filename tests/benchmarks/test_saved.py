@@ -55,5 +55,5 @@ def test_load_and_disturbed_measurements_are_described() -> None:
     found.parts[0] |= {"others_pct": 90.0, "attempts": 3, "disturbed": True}
     text = describe_rounds(found)
     assert "others used up to 4 % of a processor" in text
-    assert "2 of 2 measurements were repeated because others used more. 1 of 2 were disturbed in each" in text
+    assert "2 of 2 measurements were repeated because others used more. 1 of 2 measurements were" in text
     assert describe_rounds(Saved()) == ""
