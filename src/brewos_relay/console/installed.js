@@ -27,7 +27,7 @@ export async function registerWorker() {
  * must not come too early as well.
  */
 function hurry(worker) {
-  const ask = () => worker.state === "installed" && worker.postMessage("take over");
+  const ask = () => worker.state === "installed" && worker.postMessage("skipWaiting");
   const askLater = () => worker.state === "installed" && setTimeout(ask, WAITING_MS);
   worker?.addEventListener("statechange", askLater);
   if (worker) askLater();

@@ -24,7 +24,7 @@ async function fill() {
   await cache.add(new Request(OFFLINE, { cache: "reload" }));
 }
 
-addEventListener("message", (event) => event.data === "take over" && event.waitUntil(skipWaiting()));
+addEventListener("message", (event) => event.data === "skipWaiting" && event.waitUntil(skipWaiting()));
 
 addEventListener("activate", (event) => {
   event.waitUntil((async () => {
