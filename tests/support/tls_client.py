@@ -60,10 +60,13 @@ class TlsClient:
                 return self.tls.read(65536)
             except ssl.SSLZeroReturnError:
                 return b""
-            except ssl.SSLEOFError:
-                raise EOFError from None
             except ssl.SSLWantReadError:
                 await self.read_socket()
+            except ssl.SSLError as error:
+                # Only Python 3.11.4 and newer have SSLEOFError for it.
+                if error.reason == "UNEXPECTED_EOF_WHILE_READING" or isinstance(error, ssl.SSLEOFError):
+                    raise EOFError from None
+                raise
 
     async def read(self, length: int) -> bytes:
         """Read exactly this many bytes."""
