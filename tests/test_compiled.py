@@ -17,6 +17,7 @@ from brewos_relay.settings.parsing import parse_flag
 from brewos_relay.version import BUILD
 from brewos_relay.wire.frames import FrameParser, Parsed, encode_close
 from support.build import builds, check_build, compiled_modules
+from support.process import run_command
 
 _NONE: Mapping[str, str] = {}
 _LIST_LOADED = """
@@ -93,6 +94,11 @@ def test_dotenv_switches_compiled_modules_of_a_server_off(tmp_path: Path) -> Non
     files = run("-c", _LIST_AT_EXIT, *serve, cwd=tmp_path, code=3).split()
     assert len(files) == len(compiled_modules())
     assert {build_of(file) for file in files} == {"interpreted"}
+
+
+async def test_relay_of_a_process_that_a_test_starts_is_the_build_under_test(tmp_path: Path) -> None:
+    done = await run_command(tmp_path, "--version")
+    assert f"{BUILD})" in done.stdout.decode()
 
 
 def test_source_is_found_beside_a_compiled_module(tmp_path: Path) -> None:

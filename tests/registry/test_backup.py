@@ -18,7 +18,7 @@ from brewos_relay.registry.database import Database
 from brewos_relay.registry.devices import add_devices, all_devices
 from brewos_relay.registry.migrations import HEAD
 from brewos_relay.registry.records import NewDevice
-from support.process import SOURCES, machine_id
+from support.process import machine_id
 
 WRITER = """
 import sys
@@ -98,7 +98,6 @@ def test_a_copy_of_a_registry_in_use(file: Path, tmp_path: Path) -> None:
 def test_a_copy_while_another_process_writes(file: Path, tmp_path: Path) -> None:
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, f"sqlite:///{file}"],
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
         stdout=subprocess.PIPE,
         text=True,
     )

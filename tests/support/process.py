@@ -41,6 +41,7 @@ SECRET: Final = "tests-only-" + "s" * 32
 KEY: Final = "k3y_Of-the_Machine" + "0" * 25
 WRONG_KEY: Final = "An0ther-key_" + "1" * 31
 SOURCES: Final = Path(__file__).parents[2] / "src"
+_KEPT: Final = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
 
 SERVE: Final = (sys.executable, "-m", "brewos_relay", "serve", "--host", "127.0.0.1", "--port", "0")
 
@@ -285,10 +286,13 @@ def only_child(pid: int) -> int:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Make the environment of a child, with only these settings of the relay."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    """Make the environment of a child, with only these settings of the relay.
+
+    The child imports the relay that is installed, which may be compiled, and not its source here.
+    """
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     given = {name: str(value) for name, value in settings.items()}
-    return {**kept, "PYTHONPATH": str(SOURCES), "JWT_SECRET": SECRET, **given}
+    return {**kept, "JWT_SECRET": SECRET, **given}
 
 
 async def run_command(
