@@ -36,10 +36,9 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if BUILD == "compiled":
-        skip = pytest.mark.skip(reason="needs interpreted modules")
         for item in items:
-            if item.get_closest_marker("interpreted"):
-                item.add_marker(skip)
+            if marker := item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason=marker.kwargs["reason"]))
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 

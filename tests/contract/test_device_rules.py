@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from brewos_relay.core.snapshot import Snapshot
 from support.faithful_device import RECONNECT_S, FaithfulDevice
 from support.kitchen import Kitchen, open_kitchen
+from support.peers import DefectiveAudience
 from support.process import WRONG_KEY, machine_id
 from support.wire_client import CONTINUATION, TEXT, frame, packed, text
 
@@ -54,11 +54,10 @@ async def close_it(kitchen: Kitchen, _device: FaithfulDevice) -> None:
         attachment.close(4000, "the relay wants it to end")
 
 
-async def meet_a_defect(_kitchen: Kitchen, device: FaithfulDevice) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Snapshot, "update", None)
-        await device.send_text({"type": "status"})
-        await trio.sleep(0.1)
+async def meet_a_defect(kitchen: Kitchen, device: FaithfulDevice) -> None:
+    assert kitchen.relay.set_remote_audience(machine_id(1), DefectiveAudience())
+    await device.send_text({"type": "status"})
+    await trio.sleep(0.1)
 
 
 CAUSES = [
@@ -68,7 +67,7 @@ CAUSES = [
     break_the_rules,
     send_bad_text,
     close_it,
-    pytest.param(meet_a_defect, marks=pytest.mark.interpreted),
+    meet_a_defect,
 ]
 
 

@@ -15,9 +15,9 @@ from trio.testing import MockClock
 from brewos_relay.client import Device, KeyStore, LinkState, LinkStatus, RelayRefused, open_device
 from brewos_relay.client.key_store import Keys
 from brewos_relay.core.attachment import DeviceAttachment
-from brewos_relay.core.snapshot import Snapshot
 from brewos_relay.wire.connection import WebSocketConnection
 from support.kitchen import Kitchen, open_kitchen
+from support.peers import DefectiveAudience
 from support.plain_websockets import open_plain_server
 from support.process import KEY, WRONG_KEY, machine_id
 from support.wire_client import BINARY, packed, text
@@ -89,16 +89,15 @@ async def close_it(kitchen: Kitchen, _: Device) -> None:
         attachment.close(4000, "the relay wants it to end")
 
 
-async def meet_a_defect(_: Kitchen, device: Device) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Snapshot, "update", None)
-        await device.send({"type": "status"})
-        await trio.sleep(0.1)
+async def meet_a_defect(kitchen: Kitchen, device: Device) -> None:
+    assert kitchen.relay.set_remote_audience(machine_id(1), DefectiveAudience())
+    await device.send({"type": "status"})
+    await trio.sleep(0.1)
 
 
 @pytest.mark.parametrize(
     "cause",
-    [replace, replace_often, drain, close_it, pytest.param(meet_a_defect, marks=pytest.mark.interpreted)],
+    [replace, replace_often, drain, close_it, meet_a_defect],
 )
 async def test_rule_1_no_young_connection_of_a_device_ends(
     autojump_clock: MockClock,

@@ -290,6 +290,13 @@ class ScriptedAudience:
         self.renewals += 1
 
 
+class DefectiveAudience(ScriptedAudience):
+    """A `RemoteAudience` with a defect, which each message of the device meets."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        raise ZeroDivisionError
+
+
 class RecordedPresence:
     """A `RemotePresence` that records its calls, and which devices came and are wanted."""
 

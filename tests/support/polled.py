@@ -30,3 +30,15 @@ class Calls(PolledConnection):
 
     def fail(self, error: Exception) -> None:
         self._calls[2](error)
+
+
+class NoMemoryOnce(dict[int, PolledConnection]):
+    """The connections of a poller, which fails when it first looks for one."""
+
+    fails = True
+
+    def __getitem__(self, fd: int) -> PolledConnection:
+        if self.fails:
+            self.fails = False
+            raise MemoryError
+        return super().__getitem__(fd)

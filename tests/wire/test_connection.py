@@ -6,7 +6,6 @@ import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
 
 import pytest
 import trio
@@ -20,6 +19,7 @@ from brewos_relay.delivery import Delivery
 from brewos_relay.dialect import BREWOS
 from brewos_relay.errors import CloseCode
 from brewos_relay.messages import Message, encode
+from brewos_relay.wire import frames
 from brewos_relay.wire.connection import WebSocketConnection, client_connection, device_connection
 from brewos_relay.wire.frames import FrameParser
 from brewos_relay.wire.poller import Poller
@@ -135,6 +135,19 @@ class Session:
         return self.received
 
 
+class SocketStream:
+    """The stream of a transport, for tests that change what it does."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def send(self, data: bytes) -> int:
+        return self._socket.send(data)
+
+    def recv(self, most_bytes: int) -> bytes:
+        return self._socket.recv(most_bytes)
+
+
 @contextlib.asynccontextmanager
 async def open_session(
     *,
@@ -144,7 +157,7 @@ async def open_session(
     skip_oversize: bool = False,
     before_run: Callable[[Session], None] = lambda _session: None,
     receive: Receive | None = None,
-    transport_class: type[Transport] = Transport,
+    stream_class: type[SocketStream] | None = None,
     poller_class: type[Poller] | None = None,
     **limits: float,
 ) -> AsyncIterator[Session]:
@@ -163,12 +176,14 @@ async def open_session(
         ):
             if poller_class is not None:
                 poller = stack.enter_context(contextlib.closing(poller_class()))
-            transport = transport_class(
+            transport = Transport(
                 near,
                 outbox_limit_bytes=all_limits.outbox_bytes,
                 lag_bytes=all_limits.lag_bytes,
                 write_batch=poller.write_batch,
             )
+            if stream_class is not None:
+                transport._stream = stream_class(near)
             parser = FrameParser(
                 max_message_bytes=all_limits.client_message_bytes, skip_oversize=skip_oversize
             )
@@ -709,18 +724,19 @@ async def test_a_peer_that_floods_while_it_is_closed_is_left_behind() -> None:
                 await trio.lowlevel.checkpoint()
 
 
-@pytest.mark.interpreted
 async def test_a_spurious_wakeup_while_closing_is_harmless() -> None:
-    class HesitantTransport(Transport):
+    class Hesitant(SocketStream):
         """Finds nothing to read every other time."""
 
-        __slots__ = ("reads",)
+        reads = 0
 
-        def read(self) -> bytes | None:
-            self.reads = getattr(self, "reads", 0) + 1
-            return None if self.reads % 2 else super().read()
+        def recv(self, most_bytes: int) -> bytes:
+            self.reads += 1
+            if self.reads % 2:
+                raise BlockingIOError
+            return super().recv(most_bytes)
 
-    async with open_session(transport_class=HesitantTransport, close_s=4.0) as session:
+    async with open_session(stream_class=Hesitant, close_s=4.0) as session:
         session.connection.close(1000, "")
         await session.client.read_frame()
         session.client.send(close_frame(1000))
@@ -764,27 +780,24 @@ async def test_a_young_connection_is_held(
             assert trio.current_time() - began_s < 3
 
 
-class OutOfMemory(Transport):
-    """Fails to read, because there is no memory, until `left` failures have passed."""
+class OutOfMemory(SocketStream):
+    """Fails to read once, because there is no memory."""
 
-    def __init__(self, sock: socket.socket, **options: Any) -> None:
-        super().__init__(sock, **options)
-        self.fails = True
+    fails = True
 
-    def read(self) -> bytes | None:
+    def recv(self, most_bytes: int) -> bytes:
         if self.fails:
             self.fails = False
             raise MemoryError
-        return super().read()
+        return super().recv(most_bytes)
 
 
-@pytest.mark.interpreted
 @pytest.mark.parametrize("min_age_s", [0.0, 0.3])
 async def test_no_memory_to_read_ends_this_connection_with_1011_and_holds_a_young_one(
     min_age_s: float, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     began_s = trio.current_time()
-    async with open_session(min_age_s=min_age_s, transport_class=OutOfMemory) as session:
+    async with open_session(min_age_s=min_age_s, stream_class=OutOfMemory) as session:
         session.client.send(client_frame(TEXT, b"hello"))
         assert read_close(await session.client.read_frame())[0] == CloseCode.INTERNAL_ERROR
         assert trio.current_time() - began_s >= min_age_s - 0.01
@@ -1042,17 +1055,16 @@ async def test_an_error_in_receive_for_the_first_bytes_ends_this_connection_only
         assert read_close(frame)[0] == CloseCode.INTERNAL_ERROR
 
 
-@pytest.mark.interpreted
 async def test_an_error_in_the_codec_ends_this_connection_only(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_parser: FrameParser, _data: bytes) -> list[Message]:
+    def fail(_payload: bytes, _is_text: bool) -> Message:
         raise ZeroDivisionError
 
     async with open_session() as session:
         with monkeypatch.context() as patch:
-            patch.setattr(FrameParser, "feed", fail)
-            session.client.send(client_frame(TEXT, b"x"))
+            patch.setattr(frames, "Message", fail)  # which joins the fragments of a message
+            session.client.send(client_frame(TEXT, b"x", fin=False) + client_frame(CONTINUATION, b"y"))
             await trio.testing.wait_all_tasks_blocked(0.01)
         (frame,) = await session.client.read_to_the_end()
         assert read_close(frame)[0] == CloseCode.INTERNAL_ERROR

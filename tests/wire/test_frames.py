@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import random
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -442,13 +443,28 @@ def test_unmasking_is_the_same_without_c(payload: bytes, mask: bytes) -> None:
     assert bytes(unmask(payload, mask)) == expected
 
 
-@pytest.mark.interpreted
+@pytest.mark.interpreted(
+    reason="a compiled module cannot be loaded twice; the test below needs a new process"
+)
 def test_unmasking_falls_back_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
     copy = load_copy_of(frames)
     assert copy.unmask is copy.unmask_without_c
     parser = copy.FrameParser(max_message_bytes=LIMIT)
     assert parser.feed(text("crème")) == [Message("crème".encode())]
+
+
+def test_unmasking_falls_back_to_python_in_a_new_process() -> None:
+    code = f"""
+import subprocess
+import sys
+sys.modules["websockets.speedups"] = None
+from brewos_relay.wire import frames
+assert frames.unmask is frames.unmask_without_c
+parser = frames.FrameParser(max_message_bytes=100)
+assert parser.feed({text("crème")!r})[0].payload.decode() == "crème"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def load_copy_of(module: ModuleType) -> ModuleType:

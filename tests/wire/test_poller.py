@@ -15,7 +15,7 @@ from brewos_relay.core.counters import Counters
 from brewos_relay.wire import polling
 from brewos_relay.wire.poller import PolledConnection, Poller
 from brewos_relay.wire.transport import Transport
-from support.polled import Calls
+from support.polled import Calls, NoMemoryOnce
 from support.sockets import read_available, socket_pair
 
 OpenPoller: TypeAlias = Callable[[], AbstractAsyncContextManager[Poller]]
@@ -342,24 +342,12 @@ async def test_failing_owner_is_told_and_affects_no_other(
     assert [type(each) for each in failures] == [error]
 
 
-@pytest.mark.interpreted
 async def test_poller_goes_on_after_a_failure_of_its_own(
-    open_poller: OpenPoller,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    autojump_clock: trio.testing.MockClock,
+    open_poller: OpenPoller, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     with socket_pair() as (near, far):
         async with open_poller() as poller:
-            go_over = Poller._run_pass
-            left = [MemoryError()]
-
-            def fail_once(self: Poller, readable: list[tuple[int, int]]) -> None:
-                if left:
-                    raise left.pop()
-                go_over(self, readable)
-
-            monkeypatch.setattr(Poller, "_run_pass", fail_once)
+            poller._connections = NoMemoryOnce()
             owner = Owner(near).watched_by(poller)
             far.send(b"x")
             await owner.noticed.wait()

@@ -208,7 +208,9 @@ async def test_failing_held_write_affects_no_other(is_watched: bool) -> None:
             assert bad.write(b"later")
 
 
-@pytest.mark.interpreted
+@pytest.mark.interpreted(
+    reason="compiled code appends to lists without a call, so only real lack of memory fails it"
+)
 async def test_write_that_cannot_be_held_leaves_nothing() -> None:
     class NoRoom(list[Transport]):
         def append(self, _transport: Transport) -> None:
