@@ -77,6 +77,22 @@ def problems_of(cases: Sequence[Case]) -> list[str]:
     return problems
 
 
+def differences(cases: Sequence[Case], others: Sequence[Case]) -> list[str]:
+    """Return the cases with other verdicts of the suite than in another run, or that only one run has."""
+    here, there = (
+        {case.case_id: (case.behavior, case.behavior_close) for case in run} for run in (cases, others)
+    )
+    return [
+        f"{case_id}: {_shown(here.get(case_id))}, there {_shown(there.get(case_id))}"
+        for case_id in dict.fromkeys((*here, *there))
+        if here.get(case_id) != there.get(case_id)
+    ]
+
+
+def _shown(verdicts: tuple[str, str] | None) -> str:
+    return "did not run" if verdicts is None else f"{verdicts[0]}, close {verdicts[1]}"
+
+
 def summarize(cases: Sequence[Case]) -> list[str]:
     """Return a line of counts, and a line for each case that failed or is non-strict."""
     groups = {verdict: [case for case in cases if case.verdict == verdict] for verdict in _VERDICTS}

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from typing import IO, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is run as a script
 
-from conformance.report import CORE_CASES, problems_of, read_report, summarize
+from brewos_relay.version import BUILD
+from conformance.report import CORE_CASES, differences, problems_of, read_report, summarize
 from conformance.suite import Unavailable, foreign_environment, install_suite
+from support.build import check_build
 
 HERE: Final = Path(__file__).resolve().parent
 DEFAULT_CACHE_DIR: Final = HERE.parents[1] / ".nox" / "autobahn"
@@ -172,7 +175,16 @@ def main() -> int:
         default=DEFAULT_CACHE_DIR,
         help="where the suite is installed, once (default: %(default)s)",
     )
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="DIR",
+        help="fail if the verdict on a case differs from that in these reports of another run",
+    )
     arguments = parser.parse_args()
+    if problem := check_build(os.environ.get("BREWOS_RELAY_BUILD_TESTS")):
+        print(f"Autobahn: {problem}", file=sys.stderr)
+        return 3
     cache_dir: Path = arguments.cache_dir.resolve()
     report_dir: Path = (arguments.report_dir or cache_dir / "reports").resolve()
     try:
@@ -183,13 +195,15 @@ def main() -> int:
     started_at = time.monotonic()
     try:
         with echo_server() as address:
-            print(f"Autobahn: {CORE_CASES} cases against ws://{address}", flush=True)
+            print(f"Autobahn: {CORE_CASES} cases against ws://{address}, the {BUILD} build", flush=True)
             run_cases(python, address=address, report_dir=report_dir)
     except RunBrokeOff as broken:
         print(f"Autobahn: the run broke off: {broken}", file=sys.stderr)
         return 1
     cases = read_report(report_dir, agent=AGENT)
     problems = problems_of(cases)
+    if arguments.like is not None:
+        problems += differences(cases, read_report(arguments.like.resolve(), agent=AGENT))
     print(*summarize(cases), sep="\n")
     print(f"Reports, after {time.monotonic() - started_at:.0f} s: {report_dir / 'index.html'}")
     print(f"Autobahn: NOT GOOD ENOUGH: {'; '.join(problems)}" if problems else "Autobahn: good")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.report import CORE_CASES, Case, problems_of, read_report, summarize
+from conformance.report import CORE_CASES, Case, differences, problems_of, read_report, summarize
 
 
 def case(case_id: str = "1.1.1", *, behavior: str = "OK", close: str = "OK") -> Case:
@@ -44,6 +44,16 @@ def test_failed_or_missing_case_is_not_acceptable() -> None:
     assert problems_of(cases_with(case(behavior="FAILED"))) == ["1 failed"]
     assert problems_of([case()]) == [f"only 1 of {CORE_CASES} cases ran"]
     assert problems_of([]) == [f"only 0 of {CORE_CASES} cases ran"]
+
+
+def test_runs_are_compared_case_by_case() -> None:
+    run = [case("1.1.1"), case("1.1.2")]
+    assert differences(run, run) == []
+    assert differences(run, [case("1.1.1", close="UNCLEAN"), case("1.1.3")]) == [
+        "1.1.1: OK, close OK, there OK, close UNCLEAN",
+        "1.1.2: OK, close OK, there did not run",
+        "1.1.3: did not run, there OK, close OK",
+    ]
 
 
 def test_report_is_in_the_order_of_case_numbers(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
     python tests/fuzz/run.py [--only frames,live] [--secs 20] [--seed 7]
 
+`builds` needs a compiled build, and compares it with the interpreted one.
+
 Each part takes `--secs`, except `floods`, which takes three times as long and a minute more, and `http`,
 which acts as each user in turn for `--minutes`. Each run uses a new seed and prints it, so that findings can
 be reproduced.
@@ -12,6 +14,7 @@ Exit codes: 0 no findings, 1 findings, 2 wrong usage, 3 could not start.
 import argparse
 import importlib.util
 import logging
+import os
 import secrets
 import sys
 import tempfile
@@ -25,12 +28,24 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this is run by its path
 
+from brewos_relay.version import BUILD
 from fuzz.mutation import Mutator
 from fuzz.targets import TARGETS, Target
+from support.build import check_build
 
-PARTS: Final = (*[target.name for target in TARGETS], "live", "live-proxy", "live-tls", "floods", "http")
+PARTS: Final = (
+    *[target.name for target in TARGETS],
+    "builds",
+    "live",
+    "live-proxy",
+    "live-tls",
+    "floods",
+    "http",
+)
 MOST_FINDINGS: Final = 5
 SHOWN_BYTES: Final = 2000
+SEEDS_AT_ONCE: Final = 100
+"""How many seeds the builds are compared with in one pair of processes."""
 
 
 def fuzz_target(target: Target, *, secs: float, seed: int) -> tuple[int, list[str]]:
@@ -52,6 +67,22 @@ def fuzz_target(target: Target, *, secs: float, seed: int) -> tuple[int, list[st
                 place, f"{place}: {str(error)[:300]}\n  with {data[:SHOWN_BYTES]!r}\n  again by {how}"
             )
     return tried, list(found.values())
+
+
+def fuzz_builds(*, secs: float, seed: int) -> tuple[int, list[str]]:
+    """Compare this build with the interpreted one for a while. Return how many inputs, and findings."""
+    from fuzz.outcomes import KINDS, differences
+
+    if BUILD != "compiled":
+        print("  left out: this build is interpreted")
+        return 0, []
+    found: list[str] = []
+    tried = 0
+    end_s = time.monotonic() + secs
+    while time.monotonic() < end_s and len(found) < MOST_FINDINGS:
+        found += differences(seed + tried, SEEDS_AT_ONCE)
+        tried += SEEDS_AT_ONCE
+    return tried * len(KINDS), found[:MOST_FINDINGS]
 
 
 def fuzz_live(*, secs: float, seed: int, behind_proxy: bool, tls: bool) -> tuple[int, list[str]]:
@@ -129,9 +160,13 @@ def main() -> int:
         print("`http` needs schemathesis: use `nox -s fuzz`, or leave it out with --only", file=sys.stderr)
         return 3
     logging.basicConfig(level=logging.WARNING)
+    if problem := check_build(os.environ.get("BREWOS_RELAY_BUILD_TESTS")):
+        print(problem, file=sys.stderr)
+        return 3
     if arguments.seed is None:
         arguments.seed = secrets.randbelow(2**31)
     seed = arguments.seed
+    print(f"the {BUILD} build", flush=True)
     targets = {target.name: target for target in TARGETS}
     found_anything = []
     end_s = time.monotonic() + arguments.minutes * 60
@@ -143,6 +178,8 @@ def main() -> int:
         print(f"{part}: seed {seed}", flush=True)
         if part in targets:
             tried, found = fuzz_target(targets[part], secs=arguments.secs, seed=seed)
+        elif part == "builds":
+            tried, found = fuzz_builds(secs=arguments.secs, seed=seed)
         elif part == "floods":
             tried, found = fuzz_floods(secs=3 * arguments.secs, seed=seed)
         elif part == "http":
