@@ -1,23 +1,43 @@
 """The two builds: which one is loaded, and how the compiled one is switched off."""
 
+import ast
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from pkgutil import walk_packages
+from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+import brewos_relay
 from brewos_relay.core.counters import Counters
+from brewos_relay.core.limits import Limits
+from brewos_relay.core.peer import STAYS, PeerEnd
 from brewos_relay.core.rate_limits import TokenBucket
 from brewos_relay.errors import CloseCode
 from brewos_relay.interpreted import _SourceFinder, is_off
+from brewos_relay.messages import Message
 from brewos_relay.settings.parsing import parse_flag
 from brewos_relay.version import BUILD
+from brewos_relay.wire.connection import client_connection
 from brewos_relay.wire.frames import FrameParser, Parsed, encode_close
+from brewos_relay.wire.poller import PolledConnection, Poller
+from brewos_relay.wire.transport import Transport, TransportStream
 from support.build import builds, check_build, compiled_modules
-from support.process import run_command
+from support.frames import TEXT, client_frame
+from support.peers import PeerTasks
+from support.process import SOURCES, run_command
+from support.sockets import read_available, socket_pair
+
+compiled_only = pytest.mark.skipif(BUILD != "compiled", reason="interpreted code does not do this")
 
 _NONE: Mapping[str, str] = {}
 _LIST_LOADED = """
@@ -55,6 +75,10 @@ def run(*args: str, cwd: Path | None = None, code: int = 0, variables: Mapping[s
 
 def build_of(file: str) -> str:
     return "compiled" if file.endswith(tuple(EXTENSION_SUFFIXES)) else "interpreted"
+
+
+def _messages(fed: list[Message] | Parsed) -> list[Message]:
+    return fed.messages if isinstance(fed, Parsed) else fed
 
 
 def test_all_modules_are_of_one_build() -> None:
@@ -111,7 +135,8 @@ def test_source_is_found_beside_a_compiled_module(tmp_path: Path) -> None:
     assert _SourceFinder.find_spec("frames", [str(tmp_path)]) is None
 
 
-# Where machine code could differ from the interpreter: integers, attributes, types of arguments
+# Where machine code could differ from the interpreter: integers, attributes, types, exceptions, coroutines.
+# `fuzz.outcomes` compares both builds with random input.
 
 
 def test_counters_exceed_64_bits() -> None:
@@ -154,3 +179,167 @@ def test_whole_numbers_are_accepted_as_durations() -> None:
     bucket = TokenBucket(rate_per_s=2, burst=4, now=10)
     assert bucket.take(6, 10) == 1.0
     assert bucket.take(0, 11) == 0.0
+
+
+class _Bytes(bytes):
+    pass
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+def test_subclasses_of_the_expected_types_are_accepted() -> None:
+    (message,) = _messages(FrameParser(max_message_bytes=True).feed(_Bytes(client_frame(TEXT, b"x"))))
+    assert message.payload == b"x"
+    assert encode_close(True, _Text("x")) == encode_close(1, "x")
+
+
+@compiled_only
+@pytest.mark.parametrize("wrong", [bytearray(b"x"), memoryview(b"x"), "x", None, 1])
+def test_compiled_code_refuses_other_types(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="bytes object expected"):
+        FrameParser(max_message_bytes=1000).feed(wrong)
+    with pytest.raises(TypeError, match="int object expected"):
+        setattr(Counters(), "invalid", "x" if wrong == 1 else wrong)  # noqa: B010 - mypy would refuse it
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, _Bytes])
+async def test_stream_sends_every_kind_of_bytes(kind: Callable[[bytes], bytes]) -> None:
+    with trio.fail_after(5), socket_pair() as (near, far):
+        stream = TransportStream(Transport(near, outbox_limit_bytes=100))
+        await stream.send_all(kind(b"hello"))
+        assert read_available(far) == b"hello"
+        await stream.aclose()
+
+
+def test_close_code_of_an_end_is_the_same_as_a_number_and_as_a_member() -> None:
+    ends = [PeerEnd("relay", code, "x") for code in (1012, CloseCode.SERVICE_RESTART)]
+    assert ends[0] == ends[1]
+    assert [end.label for end in ends] == ["1012"] * 2
+    assert str(ends[0]) == str(ends[1]) == "the relay ended it with 1012: x"
+
+
+@compiled_only
+def test_attributes_of_compiled_objects_cannot_be_deleted_or_unset() -> None:
+    with pytest.raises(AttributeError, match="cannot be deleted"):
+        del Counters().invalid
+    with pytest.raises(TypeError, match="max_message_bytes"):
+        FrameParser.__new__(FrameParser)
+
+
+def test_methods_of_an_object_cannot_be_replaced() -> None:
+    with pytest.raises(AttributeError, match="feed"):
+        FrameParser(max_message_bytes=1).feed = None  # type: ignore[method-assign, assignment]
+
+
+def test_no_interpreted_class_of_the_relay_inherits_from_a_compiled_one() -> None:
+    """Such a class could not be used: only those of `PolledConnection` are allowed."""
+    for found in walk_packages(brewos_relay.__path__, "brewos_relay."):
+        if "__main__" not in found.name and "migrations" not in found.name:  # these begin to work
+            import_module(found.name)
+    classes: list[type[object]] = [
+        value
+        for name in compiled_modules()
+        for value in vars(import_module(name)).values()
+        if isinstance(value, type) and value.__module__ == name and value is not PolledConnection
+    ]
+    assert len(classes) > 30
+    inheriting = {derived.__module__ for each in classes for derived in each.__subclasses__()}
+    assert {name for name in inheriting if name.startswith("brewos_relay.")} <= set(compiled_modules())
+
+
+def test_no_compiled_function_calls_itself() -> None:
+    """Machine code does not count how deep calls are nested, so input must not decide about that."""
+    found = {
+        f"{name}.{function.name}"
+        for name in compiled_modules()
+        for function, is_method in _functions_of(name)
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) == (f"self.{function.name}" if is_method else function.name)
+    }
+    assert found == {"brewos_relay.wire.transport.write"}, "it calls itself once, without the held data"
+
+
+def _functions_of(module: str) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    """Return the functions and methods of a module, and which of them are methods."""
+    for each in ast.parse((SOURCES / f"{module.replace('.', '/')}.py").read_text()).body:
+        for function in each.body if isinstance(each, ast.ClassDef) else [each]:
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield function, isinstance(each, ast.ClassDef)
+
+
+def test_traceback_shows_the_line_of_the_source() -> None:
+    with pytest.raises(OverflowError) as caught:
+        encode_close(-1)
+    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert last.filename.endswith("wire/frames.py")
+    assert last.name == "encode_close"
+    line = (SOURCES / "brewos_relay/wire/frames.py").read_text().splitlines()[(last.lineno or 0) - 1]
+    assert "code.to_bytes" in line
+
+
+async def _flush(transport: Transport, _poller: Poller) -> None:
+    assert transport.write(bytes(1_000_000))
+    assert transport.outbox_bytes
+    await transport.flush(stall_s=math.inf)
+
+
+async def _wait_readable(transport: Transport, _poller: Poller) -> None:
+    await transport.wait_readable()
+
+
+async def _receive(transport: Transport, _poller: Poller) -> None:
+    await TransportStream(transport).receive_some()
+
+
+async def _poll(_transport: Transport, poller: Poller) -> None:
+    await poller.run()
+
+
+async def _close(transport: Transport, poller: Poller) -> None:
+    connection = client_connection(transport, poller=poller, limits=Limits())
+    try:
+        async with trio.open_nursery() as nursery:
+            assert await connection.run(PeerTasks(nursery), lambda _messages: 0.0) is STAYS
+            await trio.sleep_forever()
+    finally:
+        await connection.aclose()
+        assert transport.closed
+
+
+@pytest.mark.parametrize("wait", [_flush, _wait_readable, _receive, _poll, _close])
+async def test_cancellation_passes_through(
+    autojump_clock: MockClock, wait: Callable[[Transport, Poller], Awaitable[None]]
+) -> None:
+    with socket_pair() as (near, _far):
+        poller = Poller()
+        transport = Transport(near, outbox_limit_bytes=2_000_000)
+        try:
+            with trio.move_on_after(3) as scope:
+                await wait(transport, poller)
+            assert scope.cancelled_caught
+            assert trio.current_time() <= 3 + Limits().close_s
+        finally:
+            transport.close()
+            poller.close()
+
+
+async def test_coroutine_that_is_closed_half_way_runs_no_further() -> None:
+    with socket_pair() as (near, _far):
+        transport = Transport(near, outbox_limit_bytes=100)
+        closing = TransportStream(transport).aclose()
+        closing.send(None)  # up to the checkpoint
+        assert transport.closed
+        closing.close()
+        with pytest.raises((RuntimeError, StopIteration)):
+            closing.send(None)
+
+
+async def test_exception_that_is_thrown_in_passes_through() -> None:
+    with socket_pair() as (near, _far):
+        closing = TransportStream(Transport(near, outbox_limit_bytes=100)).aclose()
+        closing.send(None)
+        with pytest.raises(KeyboardInterrupt):
+            closing.throw(KeyboardInterrupt())

@@ -63,6 +63,17 @@ PARSED: Final = (
     "small",
 )
 ODD_NUMBERS: Final = (-1, 0, 1, 2**15, 2**16, 2**31, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 2**200)
+ODD_FIELDS: Final = (
+    "seq",
+    "notAfter",
+    "timestamp",
+    "temp",
+    "pressure",
+    "machine",
+    "requestId",
+    "level",
+    "cmd",
+)
 ODD_TIMES: Final = (0, 0.0, 0.5, 3, 10**6, 1e300, float("inf"), -5)
 REASONS: Final = ("", "é" * 70, "\ud800", "x" * 123, "☕" * 50)
 MOST_WAIT_S: Final = 60.0
@@ -146,6 +157,14 @@ def held(mutator: Mutator) -> object:
         released = throttle.release(now) if chance.random() < 0.8 else throttle.release_all()
         results += [message.payload.hex() for message in released]
     return [*results, throttle.summary(now)]
+
+
+def _odd_content(chance: Random) -> bytes:
+    """Make JSON with values that fields do not have otherwise."""
+    content = dict(chance.choice(corpus.CONTENTS))
+    for name in chance.sample(ODD_FIELDS, 2):
+        content[name] = chance.choice((*ODD_NUMBERS, *ODD_TIMES, True, None, "x", [], {}))
+    return json.dumps(content).encode()
 
 
 class _ScriptedSocket(socket.socket):
@@ -279,7 +298,11 @@ class _Scene:
             return self._mutator.mutated(corpus.FRAMES)
         packed = is_device and chance.random() < 0.7
         known = corpus.PACKED if packed else corpus.JSON if is_device else corpus.COMMANDS
-        payload = chance.choice(known) if chance.random() < 0.6 else self._mutator.mutated(known)[:3000]
+        kind = chance.choice(("valid", "valid", "mutated", "odd"))
+        if kind == "odd":
+            packed, payload = False, _odd_content(chance)
+        else:
+            payload = chance.choice(known) if kind == "valid" else self._mutator.mutated(known)[:3000]
         is_text = not packed and chance.random() < 0.9
         if is_text:
             payload = payload.decode(errors="replace").encode()
