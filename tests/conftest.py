@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from brewos_relay.version import BUILD
 from support.build import check_build
+from support.load import SteadyClock
 from support.postgresql import PostgreSQL, open_postgresql
 from support.redis_server import RedisServer, find_valkey, open_redis
 
@@ -40,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if marker := item.get_closest_marker("interpreted"):
                 item.add_marker(pytest.mark.skip(reason=marker.kwargs["reason"]))
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture
+def steady_clock() -> Iterator[SteadyClock]:
+    """The clock of a test with real time, which stands still while the test waits for a processor."""
+    with closing(SteadyClock()) as clock:
+        yield clock
 
 
 @pytest.fixture(scope="session")

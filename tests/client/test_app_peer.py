@@ -16,6 +16,7 @@ from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.reconnecting_link import LinkState, LinkStopped
 from brewos_relay.client.token_sources import SignInEnded, Token
 from brewos_relay.errors import SettingsError
+from support.load import SteadyClock
 from support.plain_websockets import Peer, PlainServer, open_plain_server
 from support.waiting import until
 
@@ -228,7 +229,7 @@ async def test_command_returns_its_outcome(
 
 @pytest.mark.parametrize("statuses", [[], ["queued"]])
 async def test_unanswered_command_is_unknown_after_its_timeout(
-    server: PlainServer, opened: Open, statuses: list[str]
+    server: PlainServer, opened: Open, statuses: list[str], steady_clock: SteadyClock
 ) -> None:
     async with opened() as app, trio.open_nursery() as nursery:
         peer = await join(server)
@@ -369,7 +370,9 @@ async def test_access_given_back_resets_the_attempts(
         await join(server)
 
 
-async def test_other_ends_reconnect_when_the_relay_asks(server: PlainServer, opened: Open) -> None:
+async def test_other_ends_reconnect_when_the_relay_asks(
+    server: PlainServer, opened: Open, steady_clock: SteadyClock
+) -> None:
     server.refusals = [(500, {})]
     async with opened() as app:
         peer = await join(server)

@@ -19,6 +19,7 @@ from brewos_relay.client.websocket import (
 )
 from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
+from support.load import SteadyClock
 from support.resources import own_open_files
 from support.websocket_server import answering, open_server, open_websocket_server
 
@@ -157,7 +158,7 @@ async def test_truncated_refusal_is_a_refusal() -> None:
             assert caught.value.retry_after_s is None
 
 
-async def test_close_does_not_wait_for_a_silent_server() -> None:
+async def test_close_does_not_wait_for_a_silent_server(steady_clock: SteadyClock) -> None:
     async with open_websocket_server() as (url, accepted):
         with trio.fail_after(DEADLINE_S):
             async with open_websocket(url, SECRET):
@@ -285,7 +286,7 @@ async def test_exception_of_the_block_is_unwrapped() -> None:
                 await server.connection.get_message()
 
 
-async def test_cancellation_sends_a_close_frame() -> None:
+async def test_cancellation_sends_a_close_frame(steady_clock: SteadyClock) -> None:
     with trio.fail_after(DEADLINE_S):
         async with open_websocket_server() as (url, accepted):
             before = own_open_files()

@@ -36,6 +36,7 @@ from brewos_relay.cluster.resp import OUTBOX_BYTES, PENDING_REPLIES, join
 from support.broker_members import Member, members
 from support.bus_proxy import open_bus_proxy
 from support.certificates import write_certificate
+from support.load import SteadyClock
 from support.pages import read
 from support.redis_server import PASSWORD, RedisServer, open_redis
 from support.waiting import until
@@ -87,7 +88,9 @@ async def connected(broker: RedisBroker, name: str = "a") -> AsyncIterator[Broke
 # Killed, stalled, slow and partitioned servers
 
 
-async def test_killed_server_is_noticed_at_once_and_used_again_once_it_is_back(redis: RedisServer) -> None:
+async def test_killed_server_is_noticed_at_once_and_used_again_once_it_is_back(
+    redis: RedisServer, steady_clock: SteadyClock
+) -> None:
     broker = broker_at(redis.url)
     async with members(broker, "a", "b") as [a, b], trio.open_nursery() as nursery:
         failures = []
@@ -137,7 +140,9 @@ async def test_devices_are_claimed_by_short_scripts(redis: RedisServer) -> None:
         assert b"cmdstat_evalsha:calls=22," in redis.run("INFO", "commandstats")
 
 
-async def test_stalled_server_is_lost_after_several_probes(redis: RedisServer) -> None:
+async def test_stalled_server_is_lost_after_several_probes(
+    redis: RedisServer, steady_clock: SteadyClock
+) -> None:
     assert (PROBE_EVERY_S, LOST_AFTER_S) == (1.0, 5.0)
     async with connected(quick(redis.url)) as bus:
         redis.pause()
@@ -244,7 +249,7 @@ async def test_partitioned_instance_notices_and_returns(redis: RedisServer) -> N
             await far.stop()
 
 
-async def test_cut_connection_is_noticed_at_once(redis: RedisServer) -> None:
+async def test_cut_connection_is_noticed_at_once(redis: RedisServer, steady_clock: SteadyClock) -> None:
     async with open_bus_proxy(redis.port) as proxy:
         async with connected(broker_at(f"redis://127.0.0.1:{proxy.port}", lost_after_s=60)) as bus:
             proxy.cut()

@@ -16,6 +16,7 @@ from brewos_relay.cluster.redis_url import parse_redis_url
 from brewos_relay.cluster.shared_budgets import SLOW_S, SLOW_WAIT_S, WAIT_S, SharedBudgets
 from brewos_relay.instances import Bucket, BucketsTaken
 from brewos_relay.networks import network_of
+from support.load import SteadyClock
 from support.memory_broker import MemoryBroker
 from support.redis_server import RedisServer
 
@@ -221,7 +222,9 @@ async def test_redis_gets_no_address_of_a_person_or_network(redis: RedisServer) 
             assert secret not in everything
 
 
-async def test_a_paused_redis_does_not_slow_attempts_beyond_the_bound(redis: RedisServer) -> None:
+async def test_a_paused_redis_does_not_slow_attempts_beyond_the_bound(
+    redis: RedisServer, steady_clock: SteadyClock
+) -> None:
     with trio.fail_after(20):
         async with on_redis(redis) as pair:
             redis.pause()

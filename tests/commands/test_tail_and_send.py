@@ -99,7 +99,7 @@ def test_port_and_tls_are_those_of_the_server_of_the_folder(
 
 async def test_certificate_of_an_unknown_ca_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "client").mkdir()
-    async with serve_here(tmp_path, settings={"tls_self_signed": True}) as here:
+    async with serve_here(tmp_path, settings={"tls_self_signed": True}, within_s=30) as here:
         url = f"https://127.0.0.1:{here.address[1]}"
         ran = await run_command(tmp_path / "client", "tail", "BRW-0000000A", "--url", url, "--token", "t")
         assert ran.returncode == 1

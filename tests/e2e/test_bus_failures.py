@@ -26,7 +26,7 @@ from support.cluster import (
     traffic,
     wait_for_bus,
 )
-from support.load import measured_lateness, slowdown
+from support.load import Delay, measured_delay
 from support.logs import errors_in
 from support.process import ProcessServer, Reach, machine_id
 from support.redis_server import RedisServer, open_redis
@@ -49,6 +49,7 @@ class Pair:
     across: Traffic
     proxies: Sequence[BusProxy]
     """Between the bus and each instance, if the test has asked for that."""
+    delay: Delay
 
     @property
     def servers(self) -> list[Reach]:
@@ -82,12 +83,12 @@ async def pair(
             owner, other = await (start_instances if as_processes else open_instances)(stack, folder, buses)
             device, distant = await connect_device(owner, HERE), await connect_device(owner, ACROSS)
             app, distant_app = await online_app(owner, HERE), await online_app(other, ACROSS)
-            lateness = await stack.enter_async_context(measured_lateness())
+            delay = await stack.enter_async_context(measured_delay())
             here = await stack.enter_async_context(traffic(device, app))
             across = await stack.enter_async_context(traffic(distant, distant_app))
             try:
-                yield Pair(owner, other, here, across, proxies)
-                here.see_no_gap(within_s=NO_GAP_S * slowdown() + 2 * lateness.worst_s)
+                yield Pair(owner, other, here, across, proxies, delay)
+                here.see_no_gap(within_s=NO_GAP_S + delay.worst_s(NO_GAP_S))
             except Exception as error:
                 failure = error  # raised here, it would come out wrapped by every nursery
             for server in (owner, other):
@@ -101,7 +102,7 @@ async def see_delivering(both: Pair, since: float, *, within_s: float = BACK_WIT
     """Check that messages sent from `since` on cross in both directions soon."""
     took_s = await both.across.until_delivered(since)
     print(f"delivering again after {took_s:.2f} s")
-    assert took_s < within_s * slowdown()
+    assert took_s < within_s + both.delay.since(since)
 
 
 async def see_degraded(both: Pair) -> None:
@@ -129,7 +130,7 @@ async def test_a_killed_bus_is_noticed_at_once_and_used_as_soon_as_it_is_back(
         await trio.to_thread.run_sync(redis.kill)
         took_s = await wait_for_bus(both.servers, False)
         print(f"noticed after {took_s:.2f} s")
-        assert took_s < AT_ONCE_S * slowdown()
+        assert took_s < AT_ONCE_S + both.delay.since(killed_at)
         await see_degraded(both)
         await trio.sleep(2)  # the pauses between attempts have become as long as they get
         refused = both.across.errors(killed_at)
@@ -225,7 +226,7 @@ async def test_a_stalled_bus_is_lost_after_5_s_and_costs_no_memory(
         await wait_for_bus(both.servers, False)
         took_s = trio.current_time() - stalled_at
         print(f"lost after {took_s:.2f} s")
-        assert LOST_AFTER_S - 1 <= took_s < (LOST_AFTER_S + 1.5) * slowdown()
+        assert LOST_AFTER_S - 1 <= took_s < LOST_AFTER_S + 1.5 + both.delay.since(stalled_at)
         await see_degraded(both)
         await trio.sleep(3)
         grown_mib = [most_memory_mib(pid) - before for pid, before in zip(both.pids, before_mib, strict=True)]
@@ -294,7 +295,7 @@ async def test_an_instance_without_the_bus_for_long_tells_that_machines_are_offl
             await trio.sleep(0.05)
         took_s = trio.current_time() - cut_at
         print(f"offline after {took_s:.2f} s")
-        assert took_s < 22 * slowdown()
+        assert took_s < 22 + both.delay.since(cut_at)
         healed_at = trio.current_time()
         proxy.refuses = False
         await see_delivering(both, healed_at)

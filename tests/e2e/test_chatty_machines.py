@@ -10,6 +10,7 @@ import trio
 from support import faithful_device
 from support.faithful_device import FaithfulDevice
 from support.firmware_wire import pack
+from support.load import SteadyClock
 from support.process import KEY, Unharmed, machine_id, serve_here
 from support.waiting import until
 from support.wire_client import BINARY, PING, PONG, TEXT, WireClient, frame, packed, text
@@ -44,7 +45,7 @@ async def wait_for_seq(known: dict[str, Any], seq: int) -> None:
 
 @pytest.mark.parametrize(("rate_per_s", "talk_s"), [(100, 7.0), (400, 4.0)])
 async def test_the_pings_of_a_chatty_machine_are_answered_and_its_last_state_arrives(
-    unharmed: Unharmed, rate_per_s: int, talk_s: float
+    unharmed: Unharmed, rate_per_s: int, talk_s: float, steady_clock: SteadyClock
 ) -> None:
     known: dict[str, Any] = {}
     waited_s: list[float] = []
@@ -124,7 +125,7 @@ async def test_a_chatty_machine_as_it_is_built_keeps_its_connection(
     ids=["deltas", "tiny messages", "log lines", "pings", "too large"],
 )
 async def test_a_device_at_line_rate_is_read_slowly_and_uses_little_cpu(
-    unharmed: Unharmed, burst: bytes
+    unharmed: Unharmed, burst: bytes, steady_clock: SteadyClock
 ) -> None:
     async with unharmed(within_s=10.0) as server:
         device = await server.device(CHATTY)
@@ -138,7 +139,9 @@ async def test_a_device_at_line_rate_is_read_slowly_and_uses_little_cpu(
         )
 
 
-async def test_a_ping_behind_a_flood_of_pings_is_answered_within_3_s(unharmed: Unharmed) -> None:
+async def test_a_ping_behind_a_flood_of_pings_is_answered_within_3_s(
+    unharmed: Unharmed, steady_clock: SteadyClock
+) -> None:
     async with unharmed(within_s=8.0) as server:
         device = await server.device(CHATTY)
         await device.send(frame(PING) * 9_000)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
+from support.load import SteadyClock
 from support.process import Unharmed, machine_id
 from support.wire_client import (
     BINARY,
@@ -190,7 +191,9 @@ async def test_control_frames_between_fragments_are_fine(unharmed: Unharmed) -> 
 
 
 @pytest.mark.parametrize("connect", ["device", "client"])
-async def test_a_trickle_in_a_frame_does_not_last(unharmed: Unharmed, connect: str) -> None:
+async def test_a_trickle_in_a_frame_does_not_last(
+    unharmed: Unharmed, connect: str, steady_clock: SteadyClock
+) -> None:
     async with unharmed(message_s=0.3) as server:
         peer: WireClient = await getattr(server, connect)(VICTIM)
         await peer.send(header(0x81, 0xFE, 0x0F, 0xFF))
@@ -208,7 +211,7 @@ async def test_a_trickle_in_a_frame_does_not_last(unharmed: Unharmed, connect: s
         assert 0.25 < trio.current_time() - began < 1
 
 
-async def test_endless_empty_fragments_do_not_last(unharmed: Unharmed) -> None:
+async def test_endless_empty_fragments_do_not_last(unharmed: Unharmed, steady_clock: SteadyClock) -> None:
     async with unharmed(message_s=0.3) as server:
         client = await server.client(VICTIM)
         await client.send(frame(TEXT, fin=False))
@@ -224,7 +227,7 @@ async def test_endless_empty_fragments_do_not_last(unharmed: Unharmed) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_busy_device_is_not_a_trickle(unharmed: Unharmed) -> None:
+async def test_a_busy_device_is_not_a_trickle(unharmed: Unharmed, steady_clock: SteadyClock) -> None:
     """Each message is complete at once, but every read ends inside the next one."""
     async with unharmed(message_s=0.3) as server:
         device, client = await server.device(VICTIM), await server.client(VICTIM)
@@ -237,7 +240,7 @@ async def test_a_busy_device_is_not_a_trickle(unharmed: Unharmed) -> None:
 
 
 @pytest.mark.parametrize("connect", ["device", "client"])
-async def test_a_ping_flood_does_no_harm(unharmed: Unharmed, connect: str) -> None:
+async def test_a_ping_flood_does_no_harm(unharmed: Unharmed, connect: str, steady_clock: SteadyClock) -> None:
     async with unharmed(stall_s=0.3) as server:
         peer: WireClient = await getattr(server, connect)(VICTIM)
         with trio.move_on_after(0.7):

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import trio
 
+from support.load import SteadyClock
 from support.process import HereServer, Unharmed, machine_id, one_instance
 from support.wire_client import TEXT, Ended, WireClient, packed, text
 
@@ -166,7 +167,9 @@ async def test_commands_that_wait_are_bounded(unharmed: Unharmed) -> None:
 
 @one_instance("two instances in one process double the cost of a flood")
 @pytest.mark.parametrize("device_rate", [0, 50])
-async def test_a_flood_from_a_device_does_not_delay_others(unharmed: Unharmed, device_rate: float) -> None:
+async def test_a_flood_from_a_device_does_not_delay_others(
+    unharmed: Unharmed, device_rate: float, steady_clock: SteadyClock
+) -> None:
     async with unharmed(device_rate=device_rate) as server:
         loud, device = await server.device(VICTIM), await server.device(BYSTANDER)
         await server.client(VICTIM)  # which reads nothing of it
@@ -176,7 +179,9 @@ async def test_a_flood_from_a_device_does_not_delay_others(unharmed: Unharmed, d
 
 @one_instance("two instances in one process double the cost of a flood")
 @pytest.mark.parametrize("client_rate", [0, 20])
-async def test_a_flood_from_a_client_does_not_delay_others(unharmed: Unharmed, client_rate: float) -> None:
+async def test_a_flood_from_a_client_does_not_delay_others(
+    unharmed: Unharmed, client_rate: float, steady_clock: SteadyClock
+) -> None:
     async with unharmed(client_rate=client_rate) as server:
         await server.device(VICTIM)  # which reads nothing of it
         loud = await server.client(VICTIM)
@@ -205,7 +210,9 @@ async def slowest_exchange_during_flood(loud: WireClient, device: WireClient, cl
         nursery.cancel_scope.cancel()
 
 
-async def test_a_device_that_reads_nothing_is_closed_and_its_client_is_notified(unharmed: Unharmed) -> None:
+async def test_a_device_that_reads_nothing_is_closed_and_its_client_is_notified(
+    unharmed: Unharmed, steady_clock: SteadyClock
+) -> None:
     async with unharmed(stall_s=0.3, outbox_bytes=16 * 1024, client_rate=0) as server:
         await server.device(VICTIM)
         client = await server.client(VICTIM)
@@ -227,7 +234,9 @@ async def test_a_device_that_reads_nothing_is_closed_and_its_client_is_notified(
         assert busy
 
 
-async def test_a_client_that_reads_nothing_is_left_out_and_closed(unharmed: Unharmed) -> None:
+async def test_a_client_that_reads_nothing_is_left_out_and_closed(
+    unharmed: Unharmed, steady_clock: SteadyClock
+) -> None:
     async with unharmed(stall_s=0.5, outbox_bytes=64 * 1024, device_rate=0) as server:
         device = await server.device(VICTIM)
         frozen = await server.client(VICTIM, receive_buffer_bytes=2048)

@@ -6,6 +6,7 @@ import ssl
 import pytest
 import trio
 
+from support.load import SteadyClock
 from support.process import KEY, Unharmed, machine_id
 from support.wire_client import text, upgrade_head
 
@@ -80,7 +81,9 @@ async def test_a_bad_host_is_refused(unharmed: Unharmed, path: str, host: str) -
 
 
 @pytest.mark.parametrize("sent", [b"GET /ws/device?id=BRW-", plain()[:-2]])
-async def test_half_a_request_and_silence_is_told_so(unharmed: Unharmed, sent: bytes) -> None:
+async def test_half_a_request_and_silence_is_told_so(
+    unharmed: Unharmed, sent: bytes, steady_clock: SteadyClock
+) -> None:
     async with unharmed(request_head_s=HEAD_S) as server:
         connection = await server.connect()
         response = await connection.ask(sent)
@@ -99,14 +102,14 @@ async def test_half_a_request_and_an_end_is_the_end(unharmed: Unharmed, sent: by
             await connection.read_to_end()
 
 
-async def test_silence_is_the_end(unharmed: Unharmed) -> None:
+async def test_silence_is_the_end(unharmed: Unharmed, steady_clock: SteadyClock) -> None:
     async with unharmed(request_head_s=HEAD_S) as server:
         connection = await server.connect()
         with trio.fail_after(2):
             await connection.read_to_end()
 
 
-async def test_a_trickle_does_not_buy_time(unharmed: Unharmed) -> None:
+async def test_a_trickle_does_not_buy_time(unharmed: Unharmed, steady_clock: SteadyClock) -> None:
     async with unharmed(request_head_s=HEAD_S) as server:
         connection = await server.connect()
         began = trio.current_time()
@@ -283,7 +286,9 @@ async def test_many_silent_connections_delay_no_other(unharmed: Unharmed) -> Non
         assert (await (await server.connect()).ask(plain())).status == 200
 
 
-async def test_an_unread_response_delays_no_other_connection(unharmed: Unharmed) -> None:
+async def test_an_unread_response_delays_no_other_connection(
+    unharmed: Unharmed, steady_clock: SteadyClock
+) -> None:
     async with unharmed(stall_s=0.3) as server:
         connection = await server.connect(receive_buffer_bytes=2048)
         with trio.move_on_after(1):

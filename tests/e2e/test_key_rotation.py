@@ -144,7 +144,7 @@ async def test_no_key_is_sent_to_an_absent_machine(tmp_path: Path) -> None:
 
 
 async def test_the_command_line_asks_the_running_server(tmp_path: Path) -> None:
-    async with open_home(tmp_path) as home:
+    async with open_home(tmp_path, within_s=30) as home:
         ada = await home.person("ada")
         await home.pair(ada)
         device = await see_in(home, ada, KEY)

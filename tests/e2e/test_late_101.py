@@ -8,32 +8,36 @@ from typing import Final
 import pytest
 import trio
 
+from support.cluster import register_machines
 from support.faithful_device import FaithfulDevice
-from support.process import KEY, machine_id, run_command, serve_process
+from support.process import KEY, machine_id, serve_process
 from support.waiting import until
 
 DELAY_S: Final = 4.0
 
 
-async def carry(source: trio.SocketStream, sink: trio.SocketStream, *, delay_s: float = 0.0) -> None:
-    """Carry bytes one way, the first of them late, and then the end of the stream."""
+async def carry(
+    source: trio.SocketStream, sink: trio.SocketStream, *, sent: trio.Event | None = None
+) -> None:
+    """Carry bytes one way, and then the end of the stream. The first arrive `DELAY_S` after `sent` is set."""
     async for data in source:
-        await trio.sleep(delay_s)
-        delay_s = 0.0
+        if sent is not None and not sent.is_set():
+            sent.set()
+            await trio.sleep(DELAY_S)
         await sink.send_all(data)
     await sink.send_eof()
 
 
 async def bad_network(
-    address: tuple[str, int], delay_s: float, *, task_status: trio.TaskStatus[tuple[str, int]]
+    address: tuple[str, int], sent: trio.Event, *, task_status: trio.TaskStatus[tuple[str, int]]
 ) -> None:
-    """Listen, and carry each connection to a server, whose first answer is late."""
+    """Listen, and carry each connection to a server. Its first answer is late, and sets `sent`."""
 
     async def serve(near: trio.SocketStream) -> None:
         try:
             async with await trio.open_tcp_stream(*address) as far, trio.open_nursery() as nursery:
                 nursery.start_soon(carry, near, far)
-                nursery.start_soon(partial(carry, far, near, delay_s=delay_s))
+                nursery.start_soon(partial(carry, far, near, sent=sent))
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass
 
@@ -44,16 +48,16 @@ async def bad_network(
 
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_a_drain_costs_no_machine_its_key_that_got_its_101_late(tmp_path: Path, signals: int) -> None:
-    assert (await run_command(tmp_path, "device", "add", machine_id(1), "--key", KEY)).returncode == 0
+    register_machines(tmp_path / "data", [1])
     with trio.fail_after(40):
         async with (
             serve_process(tmp_path, BREWOS_RELAY_DRAIN_S=0.1 if signals == 1 else 30) as server,
             trio.open_nursery() as nursery,
         ):
-            late = await nursery.start(bad_network, server.address, DELAY_S)
+            late = await nursery.start(bad_network, server.address, sent := trio.Event())
             device = FaithfulDevice(late, machine_id(1), KEY, grace_s=0.0)
             nursery.start_soon(device.run)
-            await trio.sleep(DELAY_S / 2)
+            await sent.wait()
             for _ in range(signals):
                 server.send_signal(signal.SIGTERM)
                 await trio.sleep(0.2)

@@ -11,6 +11,7 @@ import trio
 
 from support.home import CLAIM_SHARE, MACHINE, REGISTER, open_home, see_it_work
 from support.http_client import ask
+from support.load import SteadyClock
 from support.process import KEY, machine_id
 
 ADMISSION_S = 1.0
@@ -39,7 +40,9 @@ def locked(folder: Path) -> Iterator[None]:
             holder.kill()
 
 
-async def test_writes_are_answered_with_503_in_time_and_never_done_later(tmp_path: Path) -> None:
+async def test_writes_are_answered_with_503_in_time_and_never_done_later(
+    tmp_path: Path, steady_clock: SteadyClock
+) -> None:
     statuses: list[int] = []
     async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:
         ada = await home.person("ada")
@@ -65,7 +68,9 @@ async def test_writes_are_answered_with_503_in_time_and_never_done_later(tmp_pat
         assert (await ada.must("GET", f"/api/devices/{MACHINE}"))["device"]["name"] == "Kitchen"
 
 
-async def test_pairing_and_sign_ins_behind_a_lock_and_each_other_are_answered_in_time(tmp_path: Path) -> None:
+async def test_pairing_and_sign_ins_behind_a_lock_and_each_other_are_answered_in_time(
+    tmp_path: Path, steady_clock: SteadyClock
+) -> None:
     took_s: dict[str, float] = {}
     async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:
         ada = await home.person("ada")
@@ -94,7 +99,9 @@ async def test_pairing_and_sign_ins_behind_a_lock_and_each_other_are_answered_in
         assert {name: took for name, took in took_s.items() if took > 2.5 * ADMISSION_S} == {}
 
 
-async def test_a_machine_with_its_next_key_is_admitted_and_the_key_is_recorded_later(tmp_path: Path) -> None:
+async def test_a_machine_with_its_next_key_is_admitted_and_the_key_is_recorded_later(
+    tmp_path: Path, steady_clock: SteadyClock
+) -> None:
     async with open_home(tmp_path, within_s=20, admission_s=ADMISSION_S) as home:
         ada = await home.person("ada")
         await home.pair(ada)
@@ -111,7 +118,9 @@ async def test_a_machine_with_its_next_key_is_admitted_and_the_key_is_recorded_l
             await trio.sleep(0.1)
 
 
-async def test_machine_registers_behind_a_lock_and_its_token_is_good_afterwards(tmp_path: Path) -> None:
+async def test_machine_registers_behind_a_lock_and_its_token_is_good_afterwards(
+    tmp_path: Path, steady_clock: SteadyClock
+) -> None:
     async with open_home(tmp_path, within_s=30, admission_s=ADMISSION_S) as home:
         ada, bob = await home.person("ada"), await home.person("bob")
         await home.pair(ada)

@@ -7,7 +7,8 @@ from typing import Final
 
 import trio
 
-from support.process import KEY, machine_id, run_command, serve_process
+from support.cluster import register_machines
+from support.process import machine_id, serve_process
 from support.wire_client import PING, Ended, WireClient, frame, text
 
 SILENCE_S: Final = 2.0
@@ -44,8 +45,7 @@ async def count_end(peer: WireClient, name: str, ends: list[str]) -> None:
 
 async def test_a_server_that_was_stopped_closes_no_peer_for_the_silence(tmp_path: Path) -> None:
     ids = [machine_id(number) for number in (1, 2)]
-    for device_id in ids:
-        assert (await run_command(tmp_path, "device", "add", device_id, "--key", KEY)).returncode == 0
+    register_machines(tmp_path / "data", (1, 2))
     bounds = {f"BREWOS_RELAY_{name}": value for name, value in LIMITS.items()}
     ends: list[str] = []
     with trio.fail_after(30):

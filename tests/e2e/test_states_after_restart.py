@@ -14,6 +14,7 @@ from brewos_relay.vocabulary import now_ms
 from support import faithful_device
 from support.faithful_app import FaithfulApp
 from support.faithful_device import FaithfulDevice
+from support.load import measured_delay
 from support.process import KEY, Reach, machine_id, serve_process
 from support.waiting import until
 
@@ -50,7 +51,8 @@ async def test_apps_show_the_state_within_2_s_of_the_return_of_their_machines(
                     await trio.sleep(SAVED_WITHIN_S)
                 server.send_signal(end)
                 await server.wait(within_s=10)
-            async with serve_process(tmp_path, **SETTINGS) as server:
+            async with measured_delay() as delay, serve_process(tmp_path, **SETTINGS) as server:
+                started_at = trio.current_time()
                 for device, app in zip(devices, apps, strict=True):
                     device.address = app.address = server.address
                 await until(
@@ -58,7 +60,7 @@ async def test_apps_show_the_state_within_2_s_of_the_return_of_their_machines(
                 )
                 took_s = [shown_after_s(*pair) or 0.0 for pair in zip(apps, devices, strict=True)]
                 print(f"shown after {sorted(took_s)[MACHINES // 2]:.2f} to {max(took_s):.2f} s")
-                assert max(took_s) <= SHOWN_WITHIN_S
+                assert max(took_s) <= SHOWN_WITHIN_S + delay.since(started_at)
                 assert {app.state["machine"]["state"] for app in apps} == {"ready"}
             power.cancel_scope.cancel()
 

@@ -226,14 +226,14 @@ BY_COMMAND: dict[str, tuple[TakeAway, int]] = {
 async def test_a_command_line_takes_effect_within_a_second(
     tmp_path: Path, take_away: TakeAway, code: int
 ) -> None:
-    async with open_home(tmp_path) as home:
+    async with open_home(tmp_path, within_s=30) as home:
         ada = await home.person("ada")
         await home.pair(ada)
         await see_access_end(home, ada, await home.lend(ada, "mel"), take_away, code, at_once=False)
 
 
 async def test_removing_a_machine_closes_it_and_all_its_clients(tmp_path: Path) -> None:
-    async with open_home(tmp_path) as home:
+    async with open_home(tmp_path, within_s=30) as home:
         ada = await home.person("ada")
         await home.pair(ada)
         device, app = await home.server.device(MACHINE), await ada.app()
@@ -265,7 +265,7 @@ async def test_changes_take_effect_in_a_server_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by_api", [True, False])
 async def test_a_member_who_becomes_a_viewer_stays_attached(tmp_path: Path, by_api: bool) -> None:
-    async with open_home(tmp_path) as home:
+    async with open_home(tmp_path, within_s=30) as home:
         ada = await home.person("ada")
         await home.pair(ada)
         mel = await home.lend(ada, "mel")
@@ -369,7 +369,8 @@ async def test_an_access_ends_when_it_expires(tmp_path: Path) -> None:
             await app.ended.wait()
             numbers = await scene.numbers()
             last_sent_at = max(app.sent_at[number - 1] for number in numbers)
-            assert until_s - 0.25 - lateness.worst_s < last_sent_at < until_s + _LATE_S
+            late_s = lateness.worst_s
+            assert until_s - 0.25 - late_s < last_sent_at < until_s + _LATE_S + late_s
         assert (await home.knock(f"/ws/client?token={mel.token}&device={MACHINE}")).status == 403
 
 

@@ -241,7 +241,7 @@ async def test_lookups_keep_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -
             gc.disable()  # freed objects are freed without it
             try:
                 before = count_objects()
-                await look_up(store, 1000)
+                await look_up(store, 300)
                 kept = count_objects() - before
             finally:
                 gc.enable()

@@ -36,6 +36,7 @@ from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.certificates import client_context, write_certificate
+from support.load import SteadyClock
 from support.ports import free_port
 from support.process import (
     KEY,
@@ -179,7 +180,7 @@ async def test_drain_closes_every_peer(tmp_path: Path) -> None:
             assert await peer.read_to_end() == b""
 
 
-async def test_shutdown_waits_a_limited_time_for_responses(tmp_path: Path) -> None:
+async def test_shutdown_waits_a_limited_time_for_responses(tmp_path: Path, steady_clock: SteadyClock) -> None:
     async with leaving(tmp_path, device_min_age_s=0.1, close_s=0.2) as (reach, leave):
         await reach.client(MACHINE)
         await reach.device(MACHINE)
@@ -188,7 +189,9 @@ async def test_shutdown_waits_a_limited_time_for_responses(tmp_path: Path) -> No
     assert trio.current_time() - began < 2
 
 
-async def test_drain_does_not_wait_for_peers_that_read_nothing(tmp_path: Path) -> None:
+async def test_drain_does_not_wait_for_peers_that_read_nothing(
+    tmp_path: Path, steady_clock: SteadyClock
+) -> None:
     async with leaving(tmp_path, device_min_age_s=0.1, close_s=0.2) as (reach, leave):
         device = await reach.device(MACHINE)
         await reach.client(MACHINE, receive_buffer_bytes=2048)

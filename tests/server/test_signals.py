@@ -16,14 +16,13 @@ import pytest
 import trio
 
 from brewos_relay.server.signals import ServerSignals
+from support.cluster import register_machines
 from support.process import (
-    KEY,
     SERVE,
     ProcessServer,
     environment,
     machine_id,
     only_child,
-    run_command,
     serve_process_through,
 )
 from support.waiting import until
@@ -106,8 +105,7 @@ async def at_home(
     folder: Path, *, through: Sequence[str] = (), hold_s: float = HOLD_S
 ) -> AsyncIterator[Home]:
     ids = [machine_id(1), machine_id(2)]
-    for device_id in ids:
-        assert (await run_command(folder, "device", "add", device_id, "--key", KEY)).returncode == 0
+    register_machines(folder / "data", (1, 2))
     limits = {"DRAIN_S": 30, "CLOSE_S": 0.2, "DEVICE_MIN_AGE_S": hold_s}
     bounds = {f"BREWOS_RELAY_{limit}": value for limit, value in limits.items()}
     with trio.fail_after(30):

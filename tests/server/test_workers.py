@@ -18,7 +18,7 @@ import trio
 from brewos_relay.settings.server_limits import ServerLimits
 from support.certificates import client_context, write_certificate
 from support.cluster import connect_device, online_app, serve_instance
-from support.load import measured_delay
+from support.load import measured_delay, sleep_undelayed
 from support.postgresql import PostgreSQL
 from support.process import KEY, SECRET, Reach, environment, machine_id, run_command
 from support.redis_server import RedisServer
@@ -101,7 +101,7 @@ async def test_workers_are_drained_one_after_another(tmp_path: Path) -> None:
                 await device.aclose()
 
             began_at = trio.current_time()
-            async with measured_delay(server.pid) as delay, trio.open_nursery() as nursery:
+            async with measured_delay() as delay, trio.open_nursery() as nursery:
                 for device in devices:
                     nursery.start_soon(read_close, device)
                 server.send_signal(signal.SIGTERM)
@@ -114,13 +114,13 @@ async def test_workers_are_drained_one_after_another(tmp_path: Path) -> None:
                 ([closed_at[d] for d in devices if workers[d] == pid] for pid in set(workers.values())),
                 key=min,
             )
-            assert max(first) <= min(second) + 0.3 + delay.s, times
-            assert max(closed_at.values()) - began_at <= drain_s + 1 + delay.s
+            assert max(first) <= min(second) + 0.3 + delay.since(began_at), times
+            assert max(closed_at.values()) - began_at <= drain_s + 1 + delay.since(began_at)
             gaps = [
                 b - a
                 for a, b in zip(sorted(closed_at.values()), sorted(closed_at.values())[1:], strict=False)
             ]
-            assert max(gaps) < drain_s / 4 + delay.s, "evenly"
+            assert max(gaps) < drain_s / 4 + delay.since(began_at), "evenly"
             assert await server.wait(within_s=ServerLimits(drain_s=0.1).longest_drain_s) == 0
 
 
@@ -144,11 +144,11 @@ async def test_device_and_its_clients_share_a_worker(tmp_path: Path, proxied: bo
 
             targets = {n: f"/ws/client?token={server.token()}&device={machine_id(n)}" for n in machines}
             apps = {n: [await connect(targets[n])] for n in machines}
-            await trio.sleep(TOLD_S)
+            await sleep_undelayed(TOLD_S)
             devices = {n: await connect(f"/ws/device?id={machine_id(n)}&key={KEY}") for n in machines}
             for device in devices.values():
                 await device.show_life()
-            await trio.sleep(TOLD_S)
+            await sleep_undelayed(TOLD_S)
             for n in machines:
                 apps[n] += [await connect(targets[n]), await connect(targets[n], HEALTH)]
             places = {n: server.worker_of(devices[n]) for n in machines}
@@ -214,7 +214,7 @@ async def test_workers_are_instances_among_others_on_a_bus_and_postgresql(
             serve_instance(tmp_path, redis.url, database_url=url) as another,
         ):
             devices = {n: await connect_device(machine, machine_id(n)) for n in range(1, 5)}
-            await trio.sleep(TOLD_S)
+            await sleep_undelayed(TOLD_S)
             for n, device in devices.items():
                 near, far = await machine.client(machine_id(n)), await online_app(another, machine_id(n))
                 assert machine.worker_of(near) == machine.worker_of(device)

@@ -99,7 +99,8 @@ async def serve_instance(
 
 
 def register_machines(folder: Path, numbers: Iterable[int], *, database_url: str = "") -> None:
-    """Add machines of these numbers to the registry, with `KEY`."""
+    """Add machines of these numbers to the registry in a folder or at a URL, with `KEY`."""
+    folder.mkdir(exist_ok=True)
     rows = [NewDevice(id=machine_id(number), key_hash=hash_secret(KEY)) for number in numbers]
     with (
         Database.open(database_url or f"sqlite:///{folder / DATABASE_FILE}") as database,

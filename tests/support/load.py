@@ -1,10 +1,11 @@
 """How busy the computer is, for bounds on times: on an idle computer, they stay as they are."""
 
 import os
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -13,7 +14,6 @@ from support.workers import descendants
 
 _LOOK_EVERY_S = 0.005
 _SAMPLE_EVERY_S = 0.1
-_BUSY_S = 0.05
 
 
 @dataclass
@@ -40,43 +40,78 @@ async def measured_lateness() -> AsyncIterator[Lateness]:
         nursery.cancel_scope.cancel()
 
 
-@dataclass
+class SteadyClock(trio.abc.Clock):
+    """A clock that stands still while its thread waits for a processor.
+
+    So a bound on a time is the same on a busy computer. It is a usual clock where Linux does not tell.
+    """
+
+    def __init__(self) -> None:
+        self._waits: int | None = None
+        with suppress(OSError):
+            self._waits = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
+
+    def start_clock(self) -> None:
+        """Do nothing: it runs."""
+
+    def current_time(self) -> float:
+        waited_ns = 0 if self._waits is None else int(os.pread(self._waits, 100, 0).split()[1])
+        return time.perf_counter() - waited_ns / 1e9
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return deadline - self.current_time()
+
+    def close(self) -> None:
+        if self._waits is not None:
+            os.close(self._waits)
+
+
 class Delay:
-    """How long a group of processes has waited for a processor: this one, `pids`, and their children."""
+    """How long this process and those that it has started have waited for a processor.
 
-    pids: tuple[int, ...]
-    _waited_s: dict[int, float] = field(default_factory=dict)
-    """By thread, so that those count that have ended."""
-    _began_s: float = 0.0
+    A bound on a time can be longer by this, and stays as strict on an idle computer as without it. It is 0.0
+    where Linux does not tell.
+    """
 
-    @property
-    def s(self) -> float:
-        """The total since the block began, in s; 0.0 on an idle computer, or where Linux does not tell."""
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+        self._clock = clock
+        self._waited_s: dict[int, float] = {}
+        """By thread, so that those count that have ended."""
+        self._totals_s: list[tuple[float, float]] = []
+        """Times, and the totals up to then."""
         self.sample()
-        return sum(self._waited_s.values()) - self._began_s
+
+    def since(self, at_s: float) -> float:
+        """Return how long they have waited since this time of the clock, in s."""
+        self.sample()
+        before_s = max((total_s for time_s, total_s in self._totals_s if time_s <= at_s), default=0.0)
+        return self._totals_s[-1][1] - max(before_s, self._totals_s[0][1])
+
+    def worst_s(self, within_s: float) -> float:
+        """Return how long they have waited at most within a period of this length, in s."""
+        self.sample()
+        return max(
+            later_s - total_s
+            for time_s, total_s in self._totals_s
+            for later_at_s, later_s in self._totals_s
+            if 0 <= later_at_s - time_s <= within_s + 2 * _SAMPLE_EVERY_S
+        )
 
     def sample(self) -> None:
-        for pid in {os.getpid(), *self.pids}.union(*map(descendants, self.pids)):
+        for pid in {os.getpid()} | descendants(os.getpid()):
             for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                with suppress(OSError):
+                with suppress(OSError):  # it has ended
                     self._waited_s[int(file.parent.name)] = int(file.read_text().split()[1]) / 1e9
         with suppress(OSError):  # what the host of a virtual machine took
             ticks = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
             self._waited_s[0] = ticks / os.sysconf("SC_CLK_TCK")
-
-    def begin(self) -> None:
-        self.sample()
-        self._began_s = sum(self._waited_s.values())
+        self._totals_s.append((self._clock(), sum(self._waited_s.values())))
 
 
 @asynccontextmanager
-async def measured_delay(*pids: int) -> AsyncIterator[Delay]:
-    """Measure how long these processes wait for a processor while the block runs. **Owns:** a task.
-
-    A bound on a time can be longer by this, and stays as strict as on an idle computer.
-    """
-    delay = Delay(pids)
-    delay.begin()
+async def measured_delay() -> AsyncIterator[Delay]:
+    """Measure the delay while the block runs. **Owns:** a task."""
+    delay = Delay()
 
     async def measure() -> None:
         while True:
@@ -89,9 +124,9 @@ async def measured_delay(*pids: int) -> AsyncIterator[Delay]:
         nursery.cancel_scope.cancel()
 
 
-def slowdown() -> float:
-    """Return how many times longer than alone a busy thread takes now; 1.0 on an idle computer."""
-    began_s, began_cpu_s = time.perf_counter(), time.thread_time()
-    while time.thread_time() - began_cpu_s < _BUSY_S:
-        pass
-    return max(1.0, (time.perf_counter() - began_s) / (time.thread_time() - began_cpu_s))
+async def sleep_undelayed(seconds: float) -> None:
+    """Give other processes a time to act, and as much more as processes wait for a processor meanwhile."""
+    began_at = trio.current_time()
+    async with measured_delay() as delay:
+        while trio.current_time() - began_at < seconds + delay.since(began_at):  # noqa: ASYNC110
+            await trio.sleep(_SAMPLE_EVERY_S)
