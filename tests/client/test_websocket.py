@@ -19,8 +19,8 @@ from brewos_relay.client.websocket import (
 )
 from brewos_relay.errors import RelayError
 from brewos_relay.messages import Message
-from support.load import SteadyClock
 from support.resources import own_open_files
+from support.steady_clock import SteadyClock
 from support.websocket_server import answering, open_server, open_websocket_server
 
 SECRET = "/ws/client?token=s3cr3t"

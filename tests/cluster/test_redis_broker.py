@@ -36,9 +36,9 @@ from brewos_relay.cluster.resp import OUTBOX_BYTES, PENDING_REPLIES, join
 from support.broker_members import Member, members
 from support.bus_proxy import open_bus_proxy
 from support.certificates import write_certificate
-from support.load import SteadyClock
 from support.pages import read
 from support.redis_server import PASSWORD, RedisServer, open_redis
+from support.steady_clock import SteadyClock
 from support.waiting import until
 
 D = "BRW-0000000D"

@@ -16,9 +16,9 @@ from brewos_relay.cluster.redis_url import parse_redis_url
 from brewos_relay.cluster.shared_budgets import SLOW_S, SLOW_WAIT_S, WAIT_S, SharedBudgets
 from brewos_relay.instances import Bucket, BucketsTaken
 from brewos_relay.networks import network_of
-from support.load import SteadyClock
 from support.memory_broker import MemoryBroker
 from support.redis_server import RedisServer
+from support.steady_clock import SteadyClock
 
 SECRET = b"s" * 32
 HOME = "192.0.2.1"

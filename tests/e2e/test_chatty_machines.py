@@ -10,8 +10,8 @@ import trio
 from support import faithful_device
 from support.faithful_device import FaithfulDevice
 from support.firmware_wire import pack
-from support.load import SteadyClock
 from support.process import KEY, Unharmed, machine_id, serve_here
+from support.steady_clock import SteadyClock
 from support.waiting import until
 from support.wire_client import BINARY, PING, PONG, TEXT, WireClient, frame, packed, text
 

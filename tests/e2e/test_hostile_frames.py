@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from support.load import SteadyClock
 from support.process import Unharmed, machine_id
+from support.steady_clock import SteadyClock
 from support.wire_client import (
     BINARY,
     CLOSE,

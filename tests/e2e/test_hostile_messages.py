@@ -6,8 +6,8 @@ import msgspec
 import pytest
 import trio
 
-from support.load import SteadyClock
 from support.process import HereServer, Unharmed, machine_id, one_instance
+from support.steady_clock import SteadyClock
 from support.wire_client import TEXT, Ended, WireClient, packed, text
 
 VICTIM = machine_id(1)

@@ -6,8 +6,8 @@ import ssl
 import pytest
 import trio
 
-from support.load import SteadyClock
 from support.process import KEY, Unharmed, machine_id
+from support.steady_clock import SteadyClock
 from support.wire_client import text, upgrade_head
 
 VICTIM = machine_id(1)

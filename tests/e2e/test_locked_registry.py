@@ -11,8 +11,8 @@ import trio
 
 from support.home import CLAIM_SHARE, MACHINE, REGISTER, open_home, see_it_work
 from support.http_client import ask
-from support.load import SteadyClock
 from support.process import KEY, machine_id
+from support.steady_clock import SteadyClock
 
 ADMISSION_S = 1.0
 OTHER_KEY = "o" * 43

@@ -18,7 +18,7 @@ from brewos_relay.server.request_gate import WebSocketWanted
 from brewos_relay.server.supervision import contained
 from brewos_relay.settings.server_limits import ServerLimits
 from support.household import open_household
-from support.load import SteadyClock
+from support.steady_clock import SteadyClock
 
 GET = b"GET /hello HTTP/1.1\r\nHost: relay\r\n\r\n"
 BIG_GET = GET.replace(b"/hello", b"/big")

@@ -36,7 +36,6 @@ from brewos_relay.settings.parsing import parse_networks
 from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.certificates import client_context, write_certificate
-from support.load import SteadyClock
 from support.ports import free_port
 from support.process import (
     KEY,
@@ -50,6 +49,7 @@ from support.process import (
     serve_here,
     serve_process,
 )
+from support.steady_clock import SteadyClock
 from support.wire_client import WireClient, close, text, upgrade_head
 
 MACHINE = machine_id(1)

@@ -1,8 +1,6 @@
 """How busy the computer is, for bounds on times: on an idle computer, they stay as they are."""
 
 import os
-import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -38,32 +36,6 @@ async def measured_lateness() -> AsyncIterator[Lateness]:
         nursery.start_soon(measure)
         yield lateness
         nursery.cancel_scope.cancel()
-
-
-class SteadyClock(trio.abc.Clock):
-    """A clock that stands still while its thread waits for a processor.
-
-    So a bound on a time is the same on a busy computer. It is a usual clock where Linux does not tell.
-    """
-
-    def __init__(self) -> None:
-        self._waits: int | None = None
-        with suppress(OSError):
-            self._waits = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
-
-    def start_clock(self) -> None:
-        """Do nothing: it runs."""
-
-    def current_time(self) -> float:
-        waited_ns = 0 if self._waits is None else int(os.pread(self._waits, 100, 0).split()[1])
-        return time.perf_counter() - waited_ns / 1e9
-
-    def deadline_to_sleep_time(self, deadline: float) -> float:
-        return deadline - self.current_time()
-
-    def close(self) -> None:
-        if self._waits is not None:
-            os.close(self._waits)
 
 
 class Delay:
