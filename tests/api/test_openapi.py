@@ -8,7 +8,7 @@ from quart import Blueprint
 from quart_trio import QuartTrio
 
 from brewos_relay.api.openapi import Document, described, document_of, openapi_blueprint, routes_of
-from support.household import open_household
+from support.household import MACHINE, open_household
 
 METHODS = {"get", "post", "put", "patch", "delete"}
 
@@ -59,6 +59,20 @@ async def test_every_operation_has_a_summary_and_error_answers(tmp_path: Path) -
             assert "401" in statuses
         if "requestBody" in operation:
             assert {"400", "413", "415"} <= statuses
+
+
+async def test_answer_to_a_token_without_a_session_is_in_the_document(tmp_path: Path) -> None:
+    async with open_household(tmp_path) as house:
+        paths = (await house.ask("GET", "/openapi.json", by=None)).content["paths"]
+        token = house.token("ops", devices=frozenset({MACHINE}))
+        refused = 0
+        for path, methods in paths.items():
+            if "get" in methods and path.startswith("/api") and "{" not in path.replace("{device_id}", ""):
+                asked = path.removeprefix("/api").replace("{device_id}", MACHINE)
+                answer = await house.ask("GET", asked, token=token)
+                assert str(answer.status) in methods["get"]["responses"], path
+                refused += answer.status == 403
+        assert refused > 5
 
 
 async def test_parameters_of_paths_and_queries_are_described(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class NoticeRoutes:
             },
         )
 
-    @described("List the notices of your account about devices", answer=Notices)
+    @described("List the notices of your account about devices", answer=Notices, refusals=[403])
     async def notices(self) -> Response:
         requester = await self.authenticator.with_session(request)
         found = await self.store.read(notices_of, requester.user_id)

@@ -266,7 +266,7 @@ class LoginSessionRoutes:
         await self.store.catch_up(ends_only=True)
         return clear_cookie(json_answer(Ended(ended)))
 
-    @described("List your sessions", answer=SessionList, query=PageQuery)
+    @described("List your sessions", answer=SessionList, query=PageQuery, refusals=[403])
     async def list_sessions(self) -> Response:
         requester = await self.authenticator.with_session(request)
         page = query_of(request, PageQuery)

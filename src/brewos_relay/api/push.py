@@ -200,7 +200,7 @@ class PushRoutes:
         )
         return json_answer(Done())
 
-    @described("List your subscriptions", answer=SubscriptionList, refusals=[404])
+    @described("List your subscriptions", answer=SubscriptionList, refusals=[403, 404])
     async def push_subscriptions(self) -> Response:
         self._on()
         requester = await self.authenticator(request)
@@ -211,7 +211,7 @@ class PushRoutes:
         ]
         return not_kept(json_answer(SubscriptionList(listed)))
 
-    @described("Read which kinds of notifications you want", answer=dict[str, bool], refusals=[404])
+    @described("Read which kinds of notifications you want", answer=dict[str, bool], refusals=[403, 404])
     async def push_preferences(self) -> Response:
         self._on()
         requester = await self.authenticator(request)
