@@ -11,6 +11,7 @@ from brewos_relay.api.app import create_app
 from brewos_relay.auth.proxy_trust import ProxyTrust
 from support.household import Household, PlainRelay, new_databases, open_household
 from support.postgresql import PostgreSQL
+from support.quick_registries import quick_registries as quick_registries
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])

@@ -16,6 +16,7 @@ from brewos_relay.cli import main
 from brewos_relay.registry.database import Database
 from brewos_relay.registry.schema import users
 from brewos_relay.settings import variable_names
+from support.quick_registries import quick_registries as quick_registries
 
 SECRET = "0123456789abcdef0123456789abcdef"
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from support.process import HereServer, Unharmed, machine_id, serve_here
+from support.quick_registries import quick_registries as quick_registries
 from support.wire_client import WireClient, text
 
 BYSTANDER = machine_id(2)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from brewos_relay.registry.database import Database
 from support.postgresql import PostgreSQL
+from support.quick_registries import quick_registries as quick_registries
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
