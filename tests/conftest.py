@@ -31,7 +31,7 @@ LONGEST = (
     "test_bus_failures",
     "test_instance_failures",
     "test_transfer",
-    "test_storm",
+    "test_scripts",
 )
 
 

@@ -1,6 +1,5 @@
 """The registration of machines; tests are named for the sections of the device contract."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from brewos_relay.vocabulary import now_ms
 from support.household import add_session
 from support.http_client import ask
 from support.process import KEY, WRONG_KEY, HereServer, machine_id, serve_here
+from support.steady_clock import SteadyClock
 from support.wire_client import Response, upgrade_head
 
 NEW = "BRW-1234ABCD"
@@ -137,13 +137,15 @@ async def test_3_2_repeated_registration_is_accepted(tmp_path: Path) -> None:
         assert await claim(server, "eve") == 404
 
 
-async def test_3_2_many_machines_register_at_once_after_a_power_cut(tmp_path: Path) -> None:
+async def test_3_2_many_machines_register_at_once_after_a_power_cut(
+    tmp_path: Path, steady_clock: SteadyClock
+) -> None:
     async with serve_here(tmp_path, within_s=30) as server:
-        began_at = time.monotonic()
+        began_at = trio.current_time()
         async with trio.open_nursery() as nursery:
             for number in range(300):
                 nursery.start_soon(register, server, f"BRW-{number:08X}")
-        assert time.monotonic() - began_at < 10  # a machine's timeout for the answer
+        assert trio.current_time() - began_at < 10  # a machine's timeout for the answer
 
 
 # §3.2: after the registration

@@ -11,7 +11,7 @@ import trio
 from support.workers import descendants
 
 _LOOK_EVERY_S = 0.005
-_SAMPLE_EVERY_S = 0.1
+_SAMPLE_EVERY_S = 0.25
 
 
 @dataclass
