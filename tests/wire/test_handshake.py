@@ -305,9 +305,12 @@ def test_one_malformed_line_among_others_is_refused(lines: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"X:" + b" " * 8000 + b"\0", b"X:" + b"\t" * 8000 + b"\x7f"])
 def test_a_bad_head_costs_little_time(line: bytes) -> None:
-    began_s = time.process_time()
-    refuse(b"GET / HTTP/1.1\r\nHost: a\r\n" + line)
-    assert time.process_time() - began_s < 0.02
+    costs_s = []
+    for _ in range(3):  # a collection of garbage may fall into one
+        began_s = time.thread_time()
+        refuse(b"GET / HTTP/1.1\r\nHost: a\r\n" + line)
+        costs_s.append(time.thread_time() - began_s)
+    assert min(costs_s) < 0.02
 
 
 @pytest.mark.parametrize(
