@@ -4,7 +4,7 @@ import pytest
 from quart import request
 from quart_trio import QuartTrio
 
-from support.household import Household
+from support.household import MACHINE, Household
 
 SECRET = "a-password-in-an-exception"
 
@@ -83,3 +83,11 @@ async def test_other_paths_are_refused_in_plain_text(app: QuartTrio) -> None:
     assert response.content_type == "text/plain; charset=utf-8"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert "Vary" not in response.headers
+
+
+async def test_url_of_a_route_can_be_built_although_the_relay_builds_none(app: QuartTrio) -> None:
+    values = {"device_id": MACHINE, "user_id": "ada"}
+    rules = [each for each in app.url_map.iter_rules() if each.rule.startswith("/api/devices/")]
+    found = [each.build(values) for each in rules if each.rule.endswith("/users/<user_id>")]
+    assert found
+    assert set(found) == {("", f"/api/devices/{MACHINE}/users/ada")}

@@ -1,11 +1,12 @@
 """The web application: the blueprints, and the checks and headers of every request."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from quart import Response, g, request
+from quart.routing import QuartRule
 from quart_trio import QuartTrio
 
 from brewos_relay.api.account_rules import AccountRules
@@ -201,6 +202,7 @@ def create_app(
 def _bare_app(*, body_bytes: int) -> QuartTrio:
     """Make an application without routes."""
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
+    app.url_rule_class = _Rule
     # Quart reads `debug` from the environment, and would show tracebacks to every client.
     app.debug = False
     app.config.update(
@@ -217,6 +219,21 @@ def _bare_app(*, body_bytes: int) -> QuartTrio:
     app.url_map.converters["page"] = PagePathConverter
     app.url_map.converters["device"] = DeviceIdConverter
     return app
+
+
+class _Rule(QuartRule):
+    """A rule that compiles the function that builds its URL only for a call. The relay builds none.
+
+    For a hundred rules, that took three quarters of the time of making the application.
+    """
+
+    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        compile_builder = super()._compile_builder
+
+        def build(rule: QuartRule, **values: Any) -> tuple[str, str]:
+            return compile_builder(append_unknown)(rule, **values)
+
+        return build
 
 
 @dataclass(frozen=True, kw_only=True)
