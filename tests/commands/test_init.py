@@ -189,7 +189,7 @@ def test_relay_for_a_try_on_this_computer(run: Run) -> None:
     assert outcome.code == 0
     settings = load_settings(environ={})
     assert (settings.host, settings.port, settings.speaks_tls) == ("127.0.0.1", 3001, False)
-    assert "CA" not in outcome.out
+    assert "local CA" not in outcome.out
     assert not Path("data/local-ca").exists()
 
 

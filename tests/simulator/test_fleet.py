@@ -94,8 +94,7 @@ async def test_summary_counts_errors() -> None:
         async with open_server(answering(answer)) as url, trio.open_nursery() as nursery:
             fleet = make_fleet(url, [], 12)
             nursery.start_soon(fleet.run)
-            await until(lambda: sum(simulator.refusals for simulator in fleet.simulators) >= 12)
-            await trio.sleep(0.05)
+            await until(lambda: sum(fleet._refused.values()) >= 12)
             summary = fleet.summary()
             assert summary.startswith("0 of 12 connected (")
             assert "12 x the relay refused the connection: HTTP 401" in summary
