@@ -4,13 +4,16 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
 import trio.lowlevel
 
-from brewos_relay.wire.hosting import free_host, run_hosted
+from brewos_relay.wire import hosting
+from brewos_relay.wire.hosting import Gathering, free_host, run_hosted
+from brewos_relay.wire.poller import Poller
 from brewos_relay.wire.polling import open_poller
 from support.polled import Calls, NoMemoryOnce
 from support.sockets import socket_pair
@@ -294,3 +297,115 @@ def test_reading_does_not_wake_trio(pair: tuple[socket.socket, socket.socket]) -
 
     run(main)
     assert len(turns) < 50, "some are from the start of the poller"
+
+
+SOON_S = 0.00005
+MOST_SMALL_TURNS = 1024
+
+
+def count_turns(
+    gathering: Gathering, *, sockets: int, turns: int, now: float = 0.0, gap_s: float = SOON_S
+) -> None:
+    for number in range(turns):
+        gathering.count_turn(sockets, now + number * gap_s)
+
+
+def turns_until_on(gathering: Gathering) -> int:
+    turns = 0
+    while not gathering.is_on:
+        turns += 1
+        gathering.count_turn(1, turns * SOON_S)
+    return turns
+
+
+@pytest.mark.parametrize(
+    ("sockets", "gap_s"),
+    [(1, 0.0002), (8, SOON_S), (64, SOON_S)],
+    ids=["they are rare", "many sockets", "all sockets"],
+)
+def test_messages_do_not_gather_without_need(sockets: int, gap_s: float) -> None:
+    gathering = Gathering()
+    count_turns(gathering, sockets=sockets, turns=3 * MOST_SMALL_TURNS, gap_s=gap_s)
+    assert not gathering.is_on
+
+
+def test_messages_gather_after_some_small_turns_in_a_row() -> None:
+    gathering = Gathering()
+    count_turns(gathering, sockets=7, turns=10)
+    gathering.count_turn(7, 1.0)  # late
+    count_turns(gathering, sockets=7, turns=15, now=1.0 + SOON_S)
+    assert not gathering.is_on
+    gathering.count_turn(7, 1.0 + 16 * SOON_S)
+    assert gathering.is_on
+
+
+def test_messages_gather_as_long_as_turns_bring_some() -> None:
+    gathering = Gathering()
+    turns_until_on(gathering)
+    count_turns(gathering, sockets=4, turns=3, gap_s=1.0)
+    assert gathering.is_on
+    gathering.count_turn(3, 3.0)
+    assert not gathering.is_on
+
+
+def test_attempts_that_bring_nothing_become_rare_and_one_success_ends_that() -> None:
+    gathering = Gathering()
+    needed = []
+    for _ in range(9):
+        needed.append(turns_until_on(gathering))
+        gathering.count_turn(1, 1.0)
+    assert needed == sorted(needed)
+    assert needed[-1] == MOST_SMALL_TURNS
+    turns_until_on(gathering)
+    gathering.count_turn(50, 1.0)
+    gathering.count_turn(1, 1.0)
+    assert turns_until_on(gathering) < 4 * needed[0]
+
+
+@pytest.mark.interpreted
+def test_messages_share_a_turn_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small turns follow each other until the host waits; meanwhile, a message arrives at each socket."""
+    turns: list[int] = []
+    run_turn = Poller.run_turn
+
+    def count_sockets(self: Poller, wait_s: float, worth_another_look: int) -> int:
+        turns.append(run_turn(self, wait_s, worth_another_look))
+        return turns[-1]
+
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(socket_pair()) for _ in range(20)]
+        waits: list[float] = []
+
+        def wait(wait_s: float) -> None:
+            waits.append(wait_s)
+            for _near, far in pairs if len(waits) < 3 else pairs[:1]:
+                far.send(b"x")
+
+        monkeypatch.setattr(hosting, "sleep", wait)
+        monkeypatch.setattr(hosting, "_QUICK_S", LIMIT_S)
+        monkeypatch.setattr(Poller, "run_turn", count_sockets)
+
+        async def main() -> None:
+            async with open_poller() as poller:
+                done = trio.Event()
+
+                def take(_data: bytes) -> None:
+                    if not waits:
+                        pairs[0][1].send(b"x")
+                    elif len(waits) == 3:
+                        done.set()
+
+                def watch(near: socket.socket) -> None:
+                    poller.watch(near.fileno(), Calls(lambda: near.recv(10), take))
+
+                for near, _far in pairs:
+                    watch(near)
+                await trio.sleep(0.01)
+                pairs[0][1].send(b"x")
+                await done.wait()
+                for near, _far in pairs:
+                    poller.unwatch(near.fileno())
+
+        run(main)
+    assert turns.count(20) == 2
+    assert waits == [0.0001] * 3

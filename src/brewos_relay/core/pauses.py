@@ -44,7 +44,11 @@ class RunningClock(trio.abc.Clock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Return how long to sleep, and expect the next reading of the clock after that."""
-        sleep_s = deadline - self.current_time()
+        return self.sleep_time(deadline, self.current_time())
+
+    def sleep_time(self, deadline: float, now: float) -> float:
+        """The same, if the clock has just been read."""
+        sleep_s = deadline - now
         self._latest_s += max(0.0, sleep_s)
         return sleep_s
 

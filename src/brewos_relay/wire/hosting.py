@@ -11,13 +11,21 @@ import os
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import inf
 from pathlib import Path
+from time import sleep
 from typing import Final, TypeVar
 
 import trio
 
 from brewos_relay.core.pauses import RunningClock
-from brewos_relay.wire.poller import PAUSE_S, PolledConnection, Poller
+from brewos_relay.wire.poller import (
+    PAUSE_S,
+    READABLE_PER_PASS,
+    WORTH_ANOTHER_LOOK,
+    PolledConnection,
+    Poller,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +37,60 @@ _BUSY_TURNS: Final = 4
 """How many turns of Trio without a wait the sockets are not read."""
 _OPEN_FILES: Final = Path("/proc/self/fdinfo")
 
+_GATHER_S: Final = 0.0001
+"""How long messages may gather. The system adds about as much."""
+_QUICK_S: Final = 0.0001
+_SMALL_TURNS: Final = 16
+"""After this many turns with few sockets, each within `_QUICK_S` of the one before, messages may gather."""
+_MOST_SMALL_TURNS: Final = 1024
+"""The same after attempts in which no messages gathered."""
+_GATHERED: Final = 4
+"""A turn with fewer sockets was not worth the wait."""
+
+
+class Gathering:
+    """Tells whether to wait before the next turn, so that it finds more messages.
+
+    Under load, small turns follow each other closely. Each has a wait of its own, and each socket brings its
+    newest message only. If messages gather for a moment, turns become fewer, and the messages of a peer share
+    a read and a write.
+    """
+
+    __slots__ = ("_needed_turns", "_small_turns", "_turned_at", "is_on")
+
+    def __init__(self) -> None:
+        self.is_on = False
+        """Whether messages should gather before the next turn."""
+        self._small_turns = 0  # that have followed each other closely
+        self._needed_turns = _SMALL_TURNS  # of them, until messages may gather
+        self._turned_at = -inf
+
+    def count_turn(self, sockets: int, now: float) -> None:
+        """Count a turn that began to wait at `now`, and in which so many sockets were readable."""
+        if self.is_on:
+            self.is_on = sockets >= _GATHERED
+            needed_turns = _SMALL_TURNS if self.is_on else 2 * self._needed_turns
+            self._needed_turns = min(needed_turns, _MOST_SMALL_TURNS)
+        elif sockets < WORTH_ANOTHER_LOOK and now - self._turned_at < _QUICK_S:
+            self._small_turns += 1
+            if self._small_turns >= self._needed_turns:
+                self.is_on = True
+                self._small_turns = 0
+        else:
+            self._small_turns = 0
+        self._turned_at = now
+
 
 class Host(RunningClock):
     """A clock that runs the turns of a poller while Trio sleeps; `serve` says which one, and owns that."""
 
-    __slots__ = ("_failed", "_poller", "has_waited", "has_work", "is_taken")
+    __slots__ = ("_failed", "_gathering", "_poller", "has_waited", "has_work", "is_taken")
 
     def __init__(self) -> None:
         super().__init__()
         self._poller: Poller | None = None
         self._failed = trio.Event()
+        self._gathering = Gathering()
         self.has_work = False
         """Whether Trio has something to do."""
         self.has_waited = False
@@ -48,31 +100,40 @@ class Host(RunningClock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Read sockets until Trio has something to do. Trio asks this if no task can run."""
+        now = self.current_time()
         if self._poller is not None:
-            deadline = min(deadline, self.current_time() + _LONGEST_WAIT_S)
-        sleep_s = super().deadline_to_sleep_time(deadline)
+            deadline = min(deadline, now + _LONGEST_WAIT_S)
+        sleep_s = self.sleep_time(deadline, now)
         if self._poller is None or sleep_s <= 0:
             return sleep_s
         self.has_waited, self.has_work = True, False
         while sleep_s > 0:
-            self.run_turn(sleep_s)
+            sockets = self.run_turn(sleep_s)
             if self.has_work:
                 return 0.0
-            sleep_s = super().deadline_to_sleep_time(deadline)
+            self._gathering.count_turn(sockets, now)
+            if self._gathering.is_on:
+                sleep(_GATHER_S)
+            now = self.current_time()
+            sleep_s = self.sleep_time(deadline, now)
         return sleep_s
 
-    def run_turn(self, wait_s: float) -> None:
-        """Run a turn of the poller, if there is one; its first pass waits for up to `wait_s`."""
+    def run_turn(self, wait_s: float) -> int:
+        """Run a turn of the poller, if there is one; its first pass waits for up to `wait_s`.
+
+        Return how many sockets were readable.
+        """
         poller = self._poller
         if poller is None:
-            return
+            return 0
         try:
-            poller.run_turn(wait_s)
+            return poller.run_turn(wait_s, READABLE_PER_PASS if self._gathering.is_on else WORTH_ANOTHER_LOOK)
         except Exception:
             with suppress(Exception):
                 log.exception("the sockets could not be polled; trying again")
             self._poller = None
             self._failed.set()
+            return 0
 
     async def serve(self, poller: Poller) -> None:
         """Run the turns of this poller until cancelled. The caller has set `is_taken`.

@@ -44,10 +44,10 @@ class PolledConnection:
         raise NotImplementedError
 
 
-_READABLE_PER_PASS: Final = 64
+READABLE_PER_PASS: Final = 64
 _READABLE_PER_TURN: Final = 128
 """How many sockets are read before other tasks get their turn."""
-_WORTH_ANOTHER_LOOK: Final = 8
+WORTH_ANOTHER_LOOK: Final = 8
 """After a pass over this many sockets, others are readable by now: polling again costs less than a turn of
 all tasks."""
 _SAMPLE_EVERY: Final = 32
@@ -96,25 +96,26 @@ class Poller:
             await trio.lowlevel.wait_readable(epoll_fd)
             self.run_turn(0)
 
-    def run_turn(self, wait_s: float) -> None:
+    def run_turn(self, wait_s: float, worth_another_look: int = WORTH_ANOTHER_LOOK) -> int:
         """Do passes until few sockets are readable, or others should get their turn.
 
-        The first one waits for up to `wait_s` until a socket is readable.
+        The first one waits for up to `wait_s` until a socket is readable. Return how many were.
         """
         poll = self._epoll.poll
         left = _READABLE_PER_TURN
         while left > 0:
-            readable = poll(wait_s, min(left, _READABLE_PER_PASS))
+            readable = poll(wait_s, min(left, READABLE_PER_PASS))
             self._until_sample -= 1
             if self._until_sample:
                 self._run_pass(readable)
             else:
                 self._until_sample = _SAMPLE_EVERY
                 self._run_timed_pass(readable)
-            if len(readable) < _WORTH_ANOTHER_LOOK:
-                break
             left -= len(readable)
+            if len(readable) < worth_another_look:
+                break
             wait_s = 0.0
+        return _READABLE_PER_TURN - left
 
     def _run_pass(self, readable: list[tuple[int, int]]) -> None:
         """Do one pass: one kind of work for all sockets at a time, which keeps its code in the caches."""
