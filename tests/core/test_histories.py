@@ -26,6 +26,15 @@ async def test_history_of_a_silent_device_is_trimmed(autojump_clock: MockClock) 
     assert kept.histories.size_bytes < before_bytes / 10
 
 
+async def test_history_that_grows_keeps_its_limit(autojump_clock: MockClock) -> None:
+    kept = Kept(history_bytes=4000)
+    for _ in range(200):
+        kept.hand_over(status(pressure=1.0))
+        await trio.sleep(1)
+        await kept.histories.compact_due()
+        assert kept.histories.size_bytes <= 2000
+
+
 async def test_checks_of_many_histories_leave_time_for_others(autojump_clock: MockClock) -> None:
     kept = Kept()
     for number in range(200):

@@ -13,10 +13,10 @@ from brewos_relay.messages import Message
 
 _LEAST_BYTES: Final = 2 * 1024
 """The memory for the history of one device, if it has measurements at all."""
-_WORK_PER_PASS: Final = 50
+_WORK_PER_PASS: Final = 20
 """How many histories are checked, or messages decoded, before other tasks get their turn."""
 _PASSES_PER_TRIM: Final = 20
-"""How often the histories of silent devices are trimmed. Those of others are trimmed as they grow."""
+"""How often old measurements are dropped. Too many are dropped as they come."""
 _MOST_QUESTIONS: Final = 100
 MOST_WAITING: Final = 1000
 """How many runs of all devices may wait until they are stored."""
@@ -122,7 +122,7 @@ class Histories:
                 work = await self._compact(device_id, history, work)
             elif history.is_over(now, seconds=self._limits.history_s):
                 del self._of[device_id]
-            elif trims:
+            if trims:
                 self._trim(history)
         await trio.lowlevel.checkpoint()
 
@@ -163,17 +163,22 @@ class Histories:
         """
         while (compacted := history.compact_some(trio.current_time())) is not None:
             decoded, runs = compacted
-            self._runs.extend((device_id, run) for run in runs)
-            while len(self._runs) > MOST_WAITING:
-                self._runs.popleft()
-                self.runs_dropped += 1
+            for run in runs:
+                self._add_run(device_id, run)
             work += decoded
             if work >= _WORK_PER_PASS:
                 self._trim(history)
                 await trio.lowlevel.checkpoint()
                 work = 0
-        self._trim(history)
+        if history.rows_bytes > self._most_bytes:
+            self._trim(history)
         return work
+
+    def _add_run(self, device_id: str, run: Run) -> None:
+        self._runs.append((device_id, run))
+        if len(self._runs) > MOST_WAITING:
+            self._runs.popleft()
+            self.runs_dropped += 1
 
     def _trim(self, history: History) -> None:
         seconds = self._limits.history_s

@@ -9,19 +9,28 @@ machine.
 import itertools
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from brewos_relay.core.merging import decode
 from brewos_relay.core.rate_limits import TokenBucket
-from brewos_relay.dialect import Dialect
+from brewos_relay.dialect import Dialect, Measure, Sign
 from brewos_relay.messages import Message
 from brewos_relay.raw_fields import MALFORMED
+
+_NO_FIELD: Final = "no_field"
+"""An attribute that is always None."""
 
 _UNKNOWN: Final = -0x8000
 _MOST_STEPS: Final = 0x7FFF
 _AT_WORK: Final = 1
 _GONE: Final = 2
+
+_unpack_head: Final = struct.Struct("<qB").unpack_from
+"""Unpacks the time and the flags of a row."""
 
 _APART_S: Final = 0.25
 """Rows are at least this far apart. A machine sends two changes a second."""
@@ -83,13 +92,60 @@ class _Segment(NamedTuple):
     size_bytes: int
 
 
-class _Place(NamedTuple):
-    """The measures and signs in one field of a message, directly or further inside."""
+class Reader:
+    """Reads the values at the ends of some paths of keys, and skips the rest of a message.
 
-    measures: list[tuple[int, Sequence[str], float]]
-    """The number of each measure, its path from here, and its step."""
-    signs: list[tuple[int, Sequence[str], object]]
-    """The number of each sign, its path from here, and its value while the device is at work."""
+    An empty path leads nowhere.
+    """
+
+    def __init__(self, paths: Sequence[Sequence[str]]) -> None:
+        self._paths = paths
+        content_type, attributes = _define([tuple(path) for path in paths if path])
+        self._from_json: Callable[[bytes], object] = msgspec.json.Decoder(content_type).decode
+        self._from_msgpack: Callable[[bytes], object] = msgspec.msgpack.Decoder(content_type).decode
+        names = [attributes.get(tuple(path), _NO_FIELD) for path in paths]
+        # With fewer than two names, it would not return a tuple.
+        self._values_of: Callable[[object], Sequence[object]] = attrgetter(*names, _NO_FIELD, _NO_FIELD)
+
+    def read(self, message: Message) -> Sequence[object]:
+        """Return the value at the end of each path, and perhaps some more; None where there is none.
+
+        Raises one of `MALFORMED`, also for a message that is no object.
+        """
+        try:
+            content = (self._from_json if message.is_text else self._from_msgpack)(message.payload)
+        except msgspec.ValidationError:
+            # A path leads through a value that is no object, or a key is no text.
+            return self._read_whole(message)
+        return self._values_of(content)
+
+    def _read_whole(self, message: Message) -> Sequence[object]:
+        content = decode(message)
+        if not isinstance(content, dict):
+            raise ValueError("the message is no object")
+        return [_find(content, path) if path else None for path in self._paths]
+
+
+def _define(paths: Sequence[tuple[str, ...]]) -> tuple[type[msgspec.Struct], dict[tuple[str, ...], str]]:
+    """Define the type of an object with these paths. Also return the attribute at the end of each.
+
+    Where a path ends at the object of another one, there is no attribute.
+    """
+    fields: list[tuple[str, Any, Any]] = []
+    keys: dict[str, str] = {}
+    attributes: dict[tuple[str, ...], str] = {}
+    for key in dict.fromkeys(path[0] for path in paths):
+        name = f"field_{len(keys)}"
+        keys[name] = key
+        if inner := [path[1:] for path in paths if path[0] == key and len(path) > 1]:
+            inner_type, inner_attributes = _define(inner)
+            fields.append((name, inner_type, inner_type()))
+            attributes |= {(key, *path): f"{name}.{each}" for path, each in inner_attributes.items()}
+        else:
+            fields.append((name, Any, None))
+            attributes[key,] = name
+    namespace = {_NO_FIELD: None}
+    return msgspec.defstruct("Object", fields, namespace=namespace, rename=keys, frozen=True), attributes
 
 
 class Layout:
@@ -102,15 +158,10 @@ class Layout:
         self.row = struct.Struct(f"<qB{len(self.measures)}h")
         self.nothing = [_UNKNOWN] * len(self.measures)
         self.rest = [False] * len(self.signs)
-        self.places = _places(
-            [(measure.path, measure.step) for measure in dialect.measures],
-            [(sign.path, sign.value) for sign in dialect.at_work],
-        )
-        """By the name of the field."""
-        self.flat_places = _places(
-            [((measure.flat,) if measure.flat else (), measure.step) for measure in dialect.measures],
-            [((sign.flat,) if sign.flat else (), sign.value) for sign in dialect.at_work],
-        )
+        fields: list[Measure | Sign] = [*self.measures, *self.signs]
+        self.reader = Reader([field.path for field in fields])
+        """Reads the measures and then the signs of a message."""
+        self.flat_reader = Reader([(field.flat,) if field.flat else () for field in fields])
         """The same for flat messages."""
 
     def samples(self, rows: bytes | bytearray | memoryview, origin: float) -> Samples:
@@ -177,6 +228,11 @@ class History:
     def size_bytes(self) -> int:
         """The memory of the messages and the rows."""
         return self.raw_bytes + len(self._rows)
+
+    @property
+    def rows_bytes(self) -> int:
+        """The memory of the rows."""
+        return len(self._rows)
 
     # The data path, a few times a minute
 
@@ -269,24 +325,22 @@ class History:
 
         Return a run that has ended.
         """
+        layout = self._layout
         try:
-            content = decode(message)
+            found = (layout.flat_reader if is_flat else layout.reader).read(message)
         except MALFORMED:
             return None
-        if not isinstance(content, dict):
-            return None
-        values, signs, layout = self._values, self._signs, self._layout
-        if is_whole:
-            values[:], signs[:] = layout.nothing, layout.rest
-        for name, place in (layout.flat_places if is_flat else layout.places).items():
-            if (field := content.get(name)) is None:
-                continue
-            for number, path, step in place.measures:
-                if (found := _find(field, path) if path else field) is not None:
-                    values[number] = _steps(found, step)
-            for number, path, wanted in place.signs:
-                if (found := _find(field, path) if path else field) is not None:
-                    signs[number] = type(found) is type(wanted) and found == wanted
+        values, signs = self._values, self._signs
+        for number, measure in enumerate(layout.measures):
+            if (value := found[number]) is not None:
+                values[number] = _steps(value, measure.step)
+            elif is_whole:
+                values[number] = _UNKNOWN
+        for number, sign in enumerate(layout.signs):
+            if (value := found[len(values) + number]) is not None:
+                signs[number] = type(value) is type(sign.value) and value == sign.value
+            elif is_whole:
+                signs[number] = False
         at_work = True in signs
         run = self._follow(at, at_work=at_work)
         self._add_row(at, _AT_WORK if at_work else 0)
@@ -332,22 +386,22 @@ class History:
         row, rows = self._layout.row, self._rows
         at_ms = round((at - self._origin) * 1000)
         if rows:
-            last_ms, last_flags = row.unpack_from(rows, len(rows) - row.size)[:2]
+            last_ms, last_flags = _unpack_head(rows, len(rows) - row.size)
             at_ms = max(at_ms, last_ms)  # the clock is steady, but two sources of messages are not in order
             if last_flags == flags and len(rows) > row.size:
-                earlier_ms = row.unpack_from(rows, len(rows) - 2 * row.size)[0]
+                earlier_ms, _ = _unpack_head(rows, len(rows) - 2 * row.size)
                 if at_ms - earlier_ms < _APART_S * 1000:
                     del rows[-row.size :]
         rows += row.pack(at_ms, flags, *self._values)
 
     def _number_of(self, at: float) -> int:
         """Return the number of the first row at or after a time."""
-        row, rows = self._layout.row, self._rows
+        size, rows = self._layout.row.size, self._rows
         wanted_ms = round((at - self._origin) * 1000)
-        low, high = 0, len(rows) // row.size
+        low, high = 0, len(rows) // size
         while low < high:
             middle = (low + high) // 2
-            if row.unpack_from(rows, middle * row.size)[0] < wanted_ms:
+            if _unpack_head(rows, middle * size)[0] < wanted_ms:
                 low = middle + 1
             else:
                 high = middle
@@ -378,8 +432,7 @@ class History:
             return False
         if not self._rows:
             return now - self._origin >= seconds
-        row = self._layout.row
-        last_ms, flags = row.unpack_from(self._rows, len(self._rows) - row.size)[:2]
+        last_ms, flags = _unpack_head(self._rows, len(self._rows) - self._layout.row.size)
         return bool(flags & _GONE) and now - (self._origin + last_ms / 1000) >= seconds
 
     def count_pause(self, unseen_s: float) -> None:
@@ -399,20 +452,6 @@ def _times(segment: _Segment) -> Iterator[float]:
         for each in range(1, count - number + 1):
             yield start + (at - start) * each / (count - number)
         number, before = max(number, count), at
-
-
-def _places(
-    measures: Sequence[tuple[Sequence[str], float]], signs: Sequence[tuple[Sequence[str], object]]
-) -> Mapping[str, _Place]:
-    """Group measures and signs by the first field of their path. An empty path is nowhere."""
-    places: dict[str, _Place] = {}
-    for number, (path, step) in enumerate(measures):
-        if path:
-            places.setdefault(path[0], _Place([], [])).measures.append((number, path[1:], step))
-    for number, (path, wanted) in enumerate(signs):
-        if path:
-            places.setdefault(path[0], _Place([], [])).signs.append((number, path[1:], wanted))
-    return places
 
 
 def _find(content: Any, path: Sequence[str]) -> Any:
