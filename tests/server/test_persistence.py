@@ -283,6 +283,38 @@ async def test_states_that_cannot_be_stored_are_stored_later(
         assert sum(map(len, store.batches)) == STATES_AT_ONCE + 1
 
 
+async def test_other_tasks_run_while_many_states_are_collected(autojump_clock: MockClock) -> None:
+    store = SlowStore()
+    async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
+        for number in range(STATES_AT_ONCE):
+            await device_that_says(relay, STATUS, device_id=f"BRW-{number:08X}")
+        turns = 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while not store.batches:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        nursery.start_soon(count_turns)
+        await StateKeeper(relay, store).save()
+    assert turns >= STATES_AT_ONCE / 10
+
+
+async def test_states_of_a_cancelled_batch_are_stored_later(autojump_clock: MockClock) -> None:
+    store = SlowStore()
+    async with open_relay(dialect=BREWOS) as relay:
+        for number in range(STATES_AT_ONCE):
+            await device_that_says(relay, STATUS, device_id=f"BRW-{number:08X}")
+        with trio.CancelScope() as scope:
+            scope.cancel()  # before the first turn of others, when some states are collected
+            await StateKeeper(relay, store).save()
+        assert not store.batches
+        await trio.sleep(20)
+        await StateKeeper(relay, store).save()
+        assert sum(map(len, store.batches)) == STATES_AT_ONCE
+
+
 async def test_a_server_that_leaves_waits_a_limited_time(autojump_clock: MockClock) -> None:
     store = SlowStore()
     async with open_relay(dialect=BREWOS) as relay:

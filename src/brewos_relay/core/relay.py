@@ -46,7 +46,7 @@ from brewos_relay.vocabulary import LONG_AGO, Detail, Role, now_ms
 
 log = logging.getLogger(__name__)
 
-_CHECKS_PER_PASS: Final = 20
+_CHECKS_PER_PASS: Final = 10
 """How many sessions are checked before other tasks get their turn, which takes up to 0.2 ms."""
 
 _LINES_PER_S: Final = 5.0

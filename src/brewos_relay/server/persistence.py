@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 import trio
@@ -29,6 +28,8 @@ LAST_SAVE_S: Final = 5.0
 """How long a draining server may take to store states."""
 FIND_S: Final = 1.0
 """How long admission waits for a stored state. A machine gives up after 5 s; the state is optional."""
+_STATES_PER_PASS: Final = 10
+"""How many states are merged before other tasks get their turn."""
 _WINDOW_S: Final = 240.0
 _ENTRIES_IN_WINDOW: Final = 120
 _SEEN_EVERY: Final = 15
@@ -64,26 +65,30 @@ class StateKeeper:
                 return
 
     async def _save(self, device_ids: Sequence[str]) -> bool:
-        states = [
-            StoredState(
-                device_id=device_id,
-                payload=known.message.payload,
-                is_text=known.message.is_text,
-                at_ms=known.at_ms,
-                since_us=known.since_us,
-            )
-            for device_id in device_ids
-            if (known := self._relay.state_to_save(device_id)) is not None
-        ]
-        if not states:
-            return True
+        states: list[StoredState] = []
+
+        async def save() -> None:
+            for number, device_id in enumerate(device_ids, start=1):
+                if (known := self._relay.state_to_save(device_id)) is not None:
+                    message = known.message
+                    stored = StoredState(
+                        device_id=device_id,
+                        payload=message.payload,
+                        is_text=message.is_text,
+                        at_ms=known.at_ms,
+                        since_us=known.since_us,
+                    )
+                    states.append(stored)
+                if number % _STATES_PER_PASS == 0:
+                    await trio.lowlevel.checkpoint()
+            if states:
+                await self._store.save_states(states)
 
         def put_back() -> None:
             for state in states:
                 self._relay.state_not_saved(state.device_id)
 
-        save = partial(self._store.save_states, states)
-        return await store_batch(save, what=f"the states of {len(states)} devices", put_back=put_back)
+        return await store_batch(save, what=f"the states of {len(device_ids)} devices", put_back=put_back)
 
 
 async def known_state(

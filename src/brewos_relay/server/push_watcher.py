@@ -32,7 +32,7 @@ SETTLE_S: Final = 600.0
 """How long devices have to come back after a start, before any counts as absent for long."""
 LATE_MS: Final = 24 * 3600 * 1000
 """An absence that is older by this much is no news any more."""
-_DEVICES_PER_PASS: Final = 200
+_DEVICES_PER_PASS: Final = 20
 
 
 @dataclass(slots=True)

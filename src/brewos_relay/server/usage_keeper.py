@@ -30,7 +30,7 @@ TAKE_EVERY_S: Final = 300.0
 LAST_SAVE_S: Final = 5.0
 """How long a draining server may take to store usage."""
 _PARTS: Final = 5
-_DEVICES_PER_PASS: Final = 200
+_DEVICES_PER_PASS: Final = 10
 _MOST_WAITING: Final = 10_000
 _INFO: Final = ("device_info",)
 

@@ -33,8 +33,6 @@ T = TypeVar("T")
 
 _LONGEST_WAIT_S: Final = 1.0
 """How long Trio sleeps at most, as a turn of the poller may set a deadline before the next one."""
-_BUSY_TURNS: Final = 4
-"""How many turns of Trio without a wait the sockets are not read."""
 _OPEN_FILES: Final = Path("/proc/self/fdinfo")
 
 _GATHER_S: Final = 0.0001
@@ -176,25 +174,24 @@ class _SocketsOfTrio(PolledConnection):
 class _Turns(trio.abc.Instrument):
     """Tells a host of tasks that can run, and gives the poller its turns while there are always some."""
 
-    __slots__ = ("_busy_turns", "_host")
+    __slots__ = ("_host",)
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._busy_turns = 0  # since the clock was asked
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
         """Let Trio go on; see `trio.abc.Instrument`."""
         self._host.has_work = True
 
     def after_io_wait(self, timeout: float) -> None:
-        """Run a turn of the poller if the clock was not asked for long; see `trio.abc.Instrument`."""
-        self._busy_turns += 1
+        """Run a turn of the poller if the clock was not asked; see `trio.abc.Instrument`.
+
+        Tasks that do much work for many devices take pauses, in which messages do not wait for the rest.
+        """
         host = self._host
         if host.has_waited:
             host.has_waited = False
-            self._busy_turns = 0
-        elif self._busy_turns == _BUSY_TURNS:
-            self._busy_turns = 0
+        else:
             host.run_turn(0)
 
 
