@@ -13,6 +13,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -448,13 +449,17 @@ def differences(seed: int, number: int) -> list[str]:
     """Compare the outcomes of this build with those of the interpreted one, in a process of its own."""
     command = [sys.executable, str(Path(__file__)), str(seed), str(number)]
     environ = {**os.environ, "BREWOS_RELAY_COMPILED": "0"}
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as interpreted:
+    with (
+        tempfile.TemporaryFile("w+") as written,  # not a pipe, which would hold the process up
+        subprocess.Popen(command, env=environ, stdout=written) as interpreted,
+    ):
         try:
             here = list(outcomes(seed, number))
-            there = interpreted.communicate(timeout=MOST_WAIT_S)[0].splitlines()
+            assert interpreted.wait(MOST_WAIT_S) == 0
         finally:
             interpreted.kill()
-    assert interpreted.returncode == 0
+        written.seek(0)
+        there = written.read().splitlines()
     return [_describe(one, other) for one, other in zip(here, there, strict=True) if one != other]
 
 
