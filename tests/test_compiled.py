@@ -249,7 +249,7 @@ def test_no_interpreted_class_of_the_relay_inherits_from_a_compiled_one() -> Non
     assert {name for name in inheriting if name.startswith("brewos_relay.")} <= set(compiled_modules())
 
 
-def test_no_compiled_function_calls_itself() -> None:
+def test_no_compiled_function_calls_itself_as_often_as_input_says() -> None:
     """Machine code does not count how deep calls are nested, so input must not decide about that."""
     found = {
         f"{name}.{function.name}"
@@ -259,7 +259,10 @@ def test_no_compiled_function_calls_itself() -> None:
         if isinstance(call, ast.Call)
         and ast.unparse(call.func) == (f"self.{function.name}" if is_method else function.name)
     }
-    assert found == {"brewos_relay.wire.transport.write"}, "it calls itself once, without the held data"
+    assert found == {
+        "brewos_relay.core.history._define",  # as deep as a path of the dialect has parts
+        "brewos_relay.wire.transport.write",  # once, without the held data
+    }
 
 
 def _functions_of(module: str) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
