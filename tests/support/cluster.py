@@ -21,7 +21,7 @@ from brewos_relay.settings.server_limits import ServerLimits
 from brewos_relay.vocabulary import now_ms
 from support.http_client import ask
 from support.process import KEY, SECRET, ProcessServer, Reach, machine_id, serve_process
-from support.wire_client import Ended, WireClient, text
+from support.wire_client import CLOSE, TEXT, Ended, WireClient, text
 
 METRICS_TOKEN: Final = "metrics-of-the-tests"
 MIN_AGE_S: Final = 0.2
@@ -206,7 +206,11 @@ class Traffic:
     async def _read_device(self) -> None:
         try:
             while True:
-                content = await self.device.read_json()
+                message = await self.device.read_message()
+                if message.opcode == CLOSE and self._may_end:
+                    return
+                assert message.opcode == TEXT, message
+                content = msgspec.json.decode(message.payload)
                 if content["type"] == "command":
                     self.executed.append(content["n"])
                     self.executed_at.setdefault(content["n"], trio.current_time())
