@@ -41,10 +41,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if BUILD == "compiled":
-        for item in items:
-            if marker := item.get_closest_marker("interpreted"):
-                item.add_marker(pytest.mark.skip(reason=marker.kwargs["reason"]))
+    for item in items:
+        if (marker := item.get_closest_marker("interpreted")) is None:
+            continue
+        if not (reason := marker.kwargs.get("reason")):
+            raise pytest.UsageError(f"{item.nodeid}: give the marker `interpreted` a reason")
+        if BUILD == "compiled":
+            item.add_marker(pytest.mark.skip(reason=reason))
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
