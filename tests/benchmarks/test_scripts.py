@@ -50,6 +50,7 @@ RUN_BY = {
     "benchmarks/python-relays/on_websockets.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "benchmarks/python-relays/on_websockets_trio.py": "test_servers_of_the_comparison_start_and_serve_tls",
     "tests/fuzz/floods.py": "test_flood_of_valid_requests_is_run_by_its_own_tests",
+    "tests/fuzz/outcomes.py": "test_builds_are_compared_by_their_own_tests",
     "tests/support/chart.py": "test_helm_chart_is_rendered_by_its_own_tests",
     "tests/conformance/echo_server.py": "test_echo_server_announces_its_port",
 }
@@ -140,6 +141,11 @@ def test_figures_of_several_instances_are_measured(part: str, tmp_path: Path) ->
 def test_flood_of_valid_requests_is_run_by_its_own_tests() -> None:
     """It floods from a process of its own, which tests/fuzz/test_floods.py starts."""
     assert "flood_server" in (ROOT / "tests/fuzz/test_floods.py").read_text(encoding="utf-8")
+
+
+def test_builds_are_compared_by_their_own_tests() -> None:
+    """The interpreted build runs in a process of its own, which `differences` starts."""
+    assert "differences(" in (ROOT / "tests/fuzz/test_outcomes.py").read_text(encoding="utf-8")
 
 
 def test_helm_chart_is_rendered_by_its_own_tests() -> None:

@@ -48,12 +48,12 @@ SEEDS_AT_ONCE: Final = 100
 """How many seeds the builds are compared with in one pair of processes."""
 
 
-def fuzz_target(target: Target, *, secs: float, seed: int) -> tuple[int, list[str]]:
+def fuzz_target(target: Target, *, secs: float, seed: int, at_least: int = 1) -> tuple[int, list[str]]:
     """Try inputs for a while. Return how many were tried, and the findings without duplicates."""
     found: dict[str, str] = {}
     tried = 0
     end_s = time.monotonic() + secs
-    while time.monotonic() < end_s and len(found) < MOST_FINDINGS:
+    while (time.monotonic() < end_s or tried < at_least) and len(found) < MOST_FINDINGS:
         mutator = Mutator(seed + tried)
         data = mutator.mutated(target.corpus)
         tried += 1
