@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from quart import request
 from quart_trio import QuartTrio
+from werkzeug.routing import Rule
 
 from support.household import MACHINE, Household
 
@@ -23,6 +24,25 @@ async def test_unknown_api_paths_are_a_404_in_json(app: QuartTrio, method: str, 
     assert response.status_code == 404
     assert response.content_type == "application/json"
     assert "Not Found" in (await response.get_json())["error"]
+
+
+async def test_no_builder_of_urls_is_compiled_at_start(
+    monkeypatch: pytest.MonkeyPatch, make_app: Any
+) -> None:
+    compiled: list[str] = []
+    compile_builder = Rule._compile_builder
+
+    def count(rule: Rule, append_unknown: bool = True) -> Any:
+        compiled.append(rule.rule)
+        return compile_builder(rule, append_unknown)
+
+    monkeypatch.setattr(Rule, "_compile_builder", count)
+    app = make_app(None)
+    adapter = app.url_map.bind("relay.example")
+    assert adapter.match("/api/health")
+    assert compiled == []
+    assert adapter.build(adapter.match("/api/health")[0]) == "/api/health"
+    assert compiled == ["/api/health"]
 
 
 async def test_an_api_path_with_another_method_is_a_405_in_json(app: QuartTrio) -> None:

@@ -36,6 +36,7 @@ from brewos_relay.vocabulary import now_ms
 from support.late_answers import LateAnswer
 from support.peers import ScriptedPeer
 from support.registry import new_device, register
+from support.waiting import count_turns
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
 STATUS = {"type": "status", "seq": 1}
@@ -285,20 +286,11 @@ async def test_states_that_cannot_be_stored_are_stored_later(
 
 async def test_other_tasks_run_while_many_states_are_collected(autojump_clock: MockClock) -> None:
     store = SlowStore()
-    async with open_relay(dialect=BREWOS) as relay, trio.open_nursery() as nursery:
+    async with open_relay(dialect=BREWOS) as relay:
         for number in range(STATES_AT_ONCE):
             await device_that_says(relay, STATUS, device_id=f"BRW-{number:08X}")
-        turns = 0
-
-        async def count_turns() -> None:
-            nonlocal turns
-            while not store.batches:
-                await trio.lowlevel.checkpoint()
-                turns += 1
-
-        nursery.start_soon(count_turns)
-        await StateKeeper(relay, store).save()
-    assert turns >= STATES_AT_ONCE / 10
+        turns = await count_turns(StateKeeper(relay, store).save)
+    assert turns >= STATES_AT_ONCE / 10 - 2
 
 
 async def test_states_of_a_cancelled_batch_are_stored_later(autojump_clock: MockClock) -> None:

@@ -18,6 +18,7 @@ from brewos_relay.server import push_watcher
 from brewos_relay.server.push_watcher import PushWatcher
 from brewos_relay.vocabulary import now_ms
 from support.peers import ScriptedPeer
+from support.waiting import count_turns
 
 DEVICE, OTHER = "BRW-0000001A", "BRW-0000002B"
 
@@ -169,6 +170,16 @@ async def test_machine_without_a_subscription_is_not_watched(
         await machine.say(machine={"state": "heating"})
         await machine.say(machine={"state": "ready"})
         assert sender.notified == [(OTHER, "machineReady")]
+
+
+async def test_other_tasks_run_while_many_machines_are_compared(
+    registry: Registry, sender: Sender, autojump_clock: MockClock
+) -> None:
+    registry.devices = {f"BRW-{number:08X}" for number in range(100)}
+    async with watching(registry, sender) as (relay, watcher):
+        for device_id in registry.devices:
+            await Machine(relay, device_id).connect()
+        assert await count_turns(watcher._look) >= 3
 
 
 async def test_registry_that_fails_ends_no_watch(

@@ -21,6 +21,7 @@ from brewos_relay.registry.store import Store
 from brewos_relay.server import usage_keeper as module
 from brewos_relay.server.usage_keeper import UsageKeeper
 from support.peers import ScriptedPeer
+from support.waiting import count_turns
 
 ONE, TWO = "BRW-00000001", "BRW-00000002"
 NOON_MS = round(datetime(2026, 1, 5, 12, tzinfo=UTC).timestamp() * 1000)
@@ -74,6 +75,15 @@ async def open_home(store: RecordedUsage, monkeypatch: pytest.MonkeyPatch) -> As
         nursery.start_soon(home.keeper.run)
         yield home
         nursery.cancel_scope.cancel()
+
+
+async def test_other_tasks_run_while_many_devices_are_looked_at(
+    store: RecordedUsage, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async with open_home(store, monkeypatch) as home:
+        for number in range(100):
+            home.say(f"BRW-{number:08X}", type="status", machine={"mode": "on"})
+        assert await count_turns(home.keeper.look) >= 8
 
 
 async def test_usage_is_stored_by_days_of_the_machine(
