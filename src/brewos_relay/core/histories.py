@@ -122,6 +122,7 @@ class Histories:
                 work = await self._compact(device_id, history, work)
             elif history.is_over(now, seconds=self._limits.history_s):
                 del self._of[device_id]
+                continue
             if trims:
                 self._trim(history)
         await trio.lowlevel.checkpoint()

@@ -41,7 +41,7 @@ _QUICK_S: Final = 0.0001
 _SMALL_TURNS: Final = 16
 """After this many turns with few sockets, each within `_QUICK_S` of the one before, messages may gather."""
 _MOST_SMALL_TURNS: Final = 1024
-"""The same after attempts in which no messages gathered."""
+"""The limit of that number. Each pause that gains nothing doubles it."""
 _GATHERED: Final = 4
 """A turn with fewer sockets was not worth the wait."""
 
@@ -64,7 +64,7 @@ class Gathering:
         self._turned_at = -inf
 
     def count_turn(self, sockets: int, now: float) -> None:
-        """Count a turn that began to wait at `now`, and in which so many sockets were readable."""
+        """Count a turn. It began to wait at `now`, and `sockets` is the number of sockets that it read."""
         if self.is_on:
             self.is_on = sockets >= _GATHERED
             needed_turns = _SMALL_TURNS if self.is_on else 2 * self._needed_turns
@@ -186,7 +186,7 @@ class _Turns(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         """Run a turn of the poller if the clock was not asked; see `trio.abc.Instrument`.
 
-        Tasks that do much work for many devices take pauses, in which messages do not wait for the rest.
+        Tasks with work for many devices yield from time to time. Messages that came meanwhile are read then.
         """
         host = self._host
         if host.has_waited:
@@ -196,7 +196,7 @@ class _Turns(trio.abc.Instrument):
 
 
 async def _find_epoll_of_trio() -> int | None:
-    """Find the epoll object in which Trio waits; None if the system does not tell.
+    """Find the epoll object of Trio; None if the system does not tell.
 
     Linux lists what each epoll object waits for, so Trio is made to wait for a new descriptor.
 
