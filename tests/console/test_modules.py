@@ -127,6 +127,16 @@ async def test_backoff_grows_and_ends_with_the_pause_that_the_relay_suggests(tmp
         assert 500 <= first <= 1000 <= second <= 2000 <= third <= 4000
 
 
+async def test_new_sign_in_subscribes_to_notifications_again(tmp_path: Path) -> None:
+    # The last sign-in may be of this user too, and its session ends some day.
+    async with open_module(tmp_path, "login_session.js") as page:
+        await page.run(
+            "localStorage.setItem(module.PUSH_DEVICES, '[]'); module.startSession({accessToken: 'a'})"
+        )
+        assert await page.run("localStorage.getItem(module.PUSH_DEVICES)") is None
+        assert await page.run("module.storedSession().accessToken") == "a"
+
+
 async def test_history_drops_old_samples_and_keeps_gaps(tmp_path: Path) -> None:
     async with open_module(tmp_path, "history.js") as page:
         script = """(() => {

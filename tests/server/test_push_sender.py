@@ -16,6 +16,7 @@ from brewos_relay.outbound import Outbound
 from brewos_relay.registry import push
 from brewos_relay.registry.access import give
 from brewos_relay.registry.devices import add_devices, set_name
+from brewos_relay.registry.login_sessions import open_session
 from brewos_relay.registry.records import NewDevice
 from brewos_relay.registry.store import Store, open_store
 from brewos_relay.server import push_sender as module
@@ -49,9 +50,12 @@ def sender(store: Store, service: PushService) -> PushSender:
     return PushSender(store, Outbound(service.server.tls), contact="mailto:ada@example.org")
 
 
-async def subscribe(store: Store, service: PushService, user_id: str, path: str) -> None:
+async def subscribe(
+    store: Store, service: PushService, user_id: str, path: str, *, session_id: str = "", at_ms: int = 0
+) -> None:
     browser = service.browsers[path] = BrowserEnd()
-    await store.write(add_session, user_id, user_id)
+    if not session_id:
+        await store.write(add_session, user_id, user_id)
     await store.write(give, DEVICE, user_id, role="owner", now_ms=now_ms())
     await store.write(
         push.subscribe,
@@ -62,9 +66,9 @@ async def subscribe(store: Store, service: PushService, user_id: str, path: str)
             p256dh=decode(browser.keys["p256dh"]),
             auth=browser.auth,
         ),
-        session_id=user_id,
+        session_id=session_id or user_id,
         device_ids=[DEVICE],
-        now_ms=now_ms(),
+        now_ms=at_ms or now_ms(),
     )
 
 
@@ -92,6 +96,43 @@ async def test_notification_reaches_each_browser_encrypted(
         "data": {"type": "machineReady", "deviceId": DEVICE, "url": f"/machine/{DEVICE}"},
     }
     assert service.got() == [("/a", content), ("/b", content)]
+
+
+async def test_browser_with_two_subscriptions_gets_a_notification_once(
+    store: Store, service: PushService, sender: PushSender
+) -> None:
+    await subscribe(store, service, "ada", "/app", at_ms=1_000)
+    await subscribe(store, service, "ben", "/ben", at_ms=2_000)
+    await subscribe(store, service, "ada", "/console", at_ms=3_000)
+    await sender.send(READY)
+    assert [path for path, _ in service.got()] == ["/console", "/ben"]
+    assert sender.outcomes == {"sent": 2, "failed": 0, "removed": 0, "suppressed": 0}
+
+
+async def test_each_browser_of_a_user_gets_a_notification(
+    store: Store, service: PushService, sender: PushSender
+) -> None:
+    await subscribe(store, service, "ada", "/phone")
+    times: dict[str, Any] = {"now_ms": now_ms(), "expires_at_ms": now_ms() + 60_000}
+    who: dict[str, Any] = {"user_id": "ada", "user_agent": None, "address": None}
+    await store.write(open_session, session_id="laptop", refresh_hash=b"r" * 32, **who, **times)
+    await subscribe(store, service, "ada", "/laptop", session_id="laptop")
+    await sender.send(READY)
+    assert sorted(path for path, _ in service.got()) == ["/laptop", "/phone"]
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(410, "removed"), (500, "failed")])
+async def test_browser_gets_the_notification_through_its_other_subscription_if_one_fails(
+    store: Store, service: PushService, sender: PushSender, status: int, outcome: str
+) -> None:
+    await subscribe(store, service, "ada", "/app", at_ms=1_000)
+    await subscribe(store, service, "ada", "/console", at_ms=2_000)
+    service.status["/console"] = status
+    await sender.send(READY)
+    assert [path for path, _ in service.got()] == ["/console", "/app"]
+    assert (sender.outcomes["sent"], sender.outcomes[outcome]) == (1, 1)
+    await sender.send(Notice(DEVICE, KINDS["waterEmpty"]))
+    assert [path for path, _ in service.got()] == ["/app"]
 
 
 async def test_repeats_are_suppressed_also_after_a_restart(

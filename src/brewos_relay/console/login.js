@@ -3,7 +3,7 @@
 
 import { sendAnonymous, sendSignedIn } from "./api.js";
 import { byId, createElement, nextPage, onAction, setText } from "./dom.js";
-import { clearSession, storedSession, storeSession } from "./login_session.js";
+import { clearSession, startSession, storedSession } from "./login_session.js";
 import { leavePush } from "./push.js";
 import { list, text } from "./texts.js";
 
@@ -70,7 +70,7 @@ async function complete() {
   if (!code || !state) return start(text("login.cancelled"));
   setText(byId("notice"), text("login.completing"));
   try {
-    storeSession(await sendAnonymous("POST", "/api/auth/code/finish", { code, state, ...(iss && { iss }) }));
+    startSession(await sendAnonymous("POST", "/api/auth/code/finish", { code, state, ...(iss && { iss }) }));
   } catch (failure) {
     setText(byId("notice"));
     return start(failure.message);
@@ -121,7 +121,7 @@ onAction(byId("accept"), problem, async () => {
     }
     throw failure;
   }
-  storeSession(session);
+  startSession(session);
   sessionStorage.removeItem(NONCE);
   history.replaceState(null, "", location.pathname + location.search);
   if (inDemo) {
@@ -134,7 +134,7 @@ onAction(byId("accept"), problem, async () => {
 });
 
 onAction(byId("sign-in"), problem, async () => {
-  storeSession(await sendAnonymous("POST", "/api/auth/password", { email: byId("email").value, password: byId("password").value }));
+  startSession(await sendAnonymous("POST", "/api/auth/password", { email: byId("email").value, password: byId("password").value }));
   goToNextPage();
 });
 

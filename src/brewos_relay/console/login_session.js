@@ -20,8 +20,13 @@ export function storedSession() {
   }
 }
 
-/** Store a session from the server. */
-export function storeSession({ accessToken, refreshToken, expiresAt, user }) {
+/** Store the session of a new sign-in. Notifications of the one before end with it, so the new one must ask for them. */
+export function startSession(session) {
+  localStorage.removeItem(PUSH_DEVICES);
+  storeSession(session);
+}
+
+function storeSession({ accessToken, refreshToken, expiresAt, user }) {
   localStorage.setItem(KEY, JSON.stringify({ accessToken, refreshToken, expiresAt, user }));
 }
 

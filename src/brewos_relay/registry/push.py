@@ -37,7 +37,7 @@ _MAY_STILL: Final = and_(
     or_(device_users.c.until_ms.is_(None), device_users.c.until_ms > bindparam("now_ms")),
 )
 _RECIPIENTS: Final = (
-    select(_ALL.id, _ALL.user_id, _ALL.endpoint, _ALL.p256dh, _ALL.auth)
+    select(_ALL.id, _ALL.user_id, _ALL.endpoint, _ALL.p256dh, _ALL.auth, _ALL.session_id)
     .join_from(push_devices, push_subscriptions, _ALL.id == push_devices.c.subscription_id)
     .join(sessions, sessions.c.id == _ALL.session_id)
     .join(device_users, _MAY_STILL)
@@ -96,9 +96,10 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """A subscription of a user with access to a device, and the user's preferences."""
+    """A subscription of a user with access to a device, its login session, and the user's preferences."""
 
     subscription: Subscription
+    session_id: str
     chosen: Mapping[str, bool]
 
 
@@ -200,13 +201,20 @@ def set_preferences(db: Connection, user_id: str, chosen: Mapping[str, bool]) ->
 
 
 def recipients_of(db: Connection, device_id: str, *, now_ms: int) -> list[Recipient]:
-    """Find the subscriptions for a device whose sessions last and whose users have access to it."""
-    found = [
-        Subscription(id=row[0], user_id=row[1], endpoint=row[2], p256dh=row[3], auth=row[4])
-        for row in db.execute(_RECIPIENTS, {"of_device": device_id, "now_ms": now_ms})
+    """Find the subscriptions for a device whose sessions last and whose users have access to it.
+
+    The oldest come first.
+    """
+    found = db.execute(_RECIPIENTS, {"of_device": device_id, "now_ms": now_ms}).all()
+    chosen = _preferences(db, {row[1] for row in found})
+    return [
+        Recipient(
+            Subscription(id=row[0], user_id=row[1], endpoint=row[2], p256dh=row[3], auth=row[4]),
+            row[5],
+            chosen.get(row[1], {}),
+        )
+        for row in found
     ]
-    chosen = _preferences(db, {each.user_id for each in found})
-    return [Recipient(each, chosen.get(each.user_id, {})) for each in found]
 
 
 def claim_notification(

@@ -81,7 +81,7 @@ class PushSender:
         self._rates = TokenBuckets(rate_per_s=EACH_HOUR / 3600, burst=EACH_HOUR, kept=_DEVICES_KEPT)
         self._key: ServerKey | None = None
         self.outcomes = Counter(dict.fromkeys(OUTCOMES, 0))
-        """How many notifications had each outcome, counted for each browser; once if none is asked."""
+        """How many notifications had each outcome, counted for each request; once if none is sent."""
         self.on_watch: Callable[[Sequence[str]], None] = lambda _: None
         """Called with devices that have a subscription now."""
 
@@ -129,10 +129,17 @@ class PushSender:
                 log.exception("a notification about device %s failed", notice.device_id)
 
     async def send(self, notice: Notice) -> None:
-        """Send a notification to the users who want it, unless it was sent already."""
+        """Send a notification to the users who want it, unless it was sent already.
+
+        A browser gets it once. The app and the relay's pages share a login session, and each has a
+        subscription.
+        """
         at_ms = now_ms()
         found = await self._store.read(push.recipients_of, notice.device_id, now_ms=at_ms)
-        wanted = [each.subscription for each in found if is_wanted(notice.kind.name, each.chosen)]
+        wanted: dict[str, list[Subscription]] = {}
+        for each in found:
+            if is_wanted(notice.kind.name, each.chosen):
+                wanted.setdefault(each.session_id, []).append(each.subscription)
         if not wanted:
             return
         since_ms = notice.unless_since_ms
@@ -150,10 +157,13 @@ class PushSender:
         device = await self._store.find_device(notice.device_id)
         name = (device.name if device is not None else None) or notice.device_id
         payload = msgspec.json.encode(payload_of(notice, name))
-        for subscription in wanted:
-            await self._send_to(subscription, notice, payload)
+        for of_browser in wanted.values():
+            for subscription in reversed(of_browser):
+                if await self._send_to(subscription, notice, payload):
+                    break
 
-    async def _send_to(self, subscription: Subscription, notice: Notice, payload: bytes) -> None:
+    async def _send_to(self, subscription: Subscription, notice: Notice, payload: bytes) -> bool:
+        """Send a notification to a subscription. False if its push service did not accept it."""
         parts = urlsplit(subscription.endpoint)
         key = await self._server_key()
         headers = {
@@ -179,17 +189,19 @@ class PushSender:
             self.outcomes["failed"] += 1
             log.info("a push service failed: %s", problem)
             await self._store.write(push.record_failure, subscription.id, now_ms=now_ms())
-            return
+            return False
         if 200 <= answer.status < 300:
             self.outcomes["sent"] += 1
             await self._store.write(push.record_success, subscription.id)
-        elif answer.status in _GONE:
+            return True
+        if answer.status in _GONE:
             self.outcomes["removed"] += 1
             await self._store.write(push.remove_subscription, subscription.id)
         else:
             self.outcomes["failed"] += 1
             log.info("the push service %s answered %d", parts.hostname, answer.status)
             await self._store.write(push.record_failure, subscription.id, now_ms=now_ms())
+        return False
 
     async def _server_key(self) -> ServerKey:
         """Return the key of the servers. The first server that needs it makes it."""

@@ -333,7 +333,8 @@ class RelayCollector(Collector):
         yield _counters(
             "notifications",
             "Notifications by outcome: sent, failed or removed (the push service no longer knows the"
-            " subscription), for each browser; and suppressed, as they are repeats or too many.",
+            " subscription), for each request to a push service; and suppressed, as they are repeats or"
+            " too many.",
             ("outcome",),
             {(outcome,): count for outcome, count in sources.notifications().items()},
         )
