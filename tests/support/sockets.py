@@ -50,7 +50,12 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def fill(sock: socket.socket) -> int:
-    """Write until the send buffer is full. Return the number of bytes written."""
+    """Write until the send buffer is full. Return the number of bytes written.
+
+    The socket is one of a `socket_pair`: a TCP socket has room again once the system of the peer confirms the
+    last bytes, up to 40 ms later.
+    """
+    assert sock.family == socket.AF_UNIX
     filled_bytes = 0
     for chunk in (_CHUNK, b"\0"):  # a full buffer may still have room for less than a chunk
         try:
