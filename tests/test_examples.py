@@ -25,6 +25,7 @@ from trio_websocket import (
 from brewos_relay import Limits
 from brewos_relay.client import Command, KeyStore, open_app
 from support.kitchen import open_kitchen
+from support.ports import free_port
 from support.process import machine_id, serve_here
 from support.relay_here import token as kitchen_token
 from support.waiting import until as _until
@@ -199,8 +200,7 @@ async def test_bridge_reports_readings_and_forwards_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bridge = _example("bridge")
-    with await _datagrams() as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with serve_here(tmp_path, within_s=TEST_S) as server:
         url = f"http://127.0.0.1:{server.address[1]}"
         with await _datagrams() as sensor:

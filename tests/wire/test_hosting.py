@@ -12,7 +12,7 @@ import trio
 import trio.lowlevel
 
 from brewos_relay.wire import hosting
-from brewos_relay.wire.hosting import Gathering, free_host, run_hosted
+from brewos_relay.wire.hosting import Gathering, Host, free_host, run_hosted
 from brewos_relay.wire.poller import Poller
 from brewos_relay.wire.polling import open_poller
 from support.polled import Calls, NoMemoryOnce
@@ -36,6 +36,14 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     with socket_pair() as (near, far):
         yield near, far
+
+
+async def until_hosted() -> None:
+    """Wait until the host runs the poller."""
+    host = trio.lowlevel.current_clock()
+    assert isinstance(host, Host)
+    while host._poller is None:
+        await trio.lowlevel.checkpoint()
 
 
 def count_open_files() -> int:
@@ -107,7 +115,7 @@ def test_a_read_may_only_set_an_earlier_deadline(pair: tuple[socket.socket, sock
                     scope.deadline = trio.current_time()
 
                 poller.watch(near.fileno(), Calls(lambda: b"", take))
-                await trio.sleep(0.01)  # the host runs the poller now
+                await until_hosted()
                 far.send(b"x")
                 await trio.sleep_forever()
             assert scope.cancelled_caught
@@ -259,7 +267,7 @@ def test_tasks_that_can_always_run_do_not_stop_the_reading(
         async with open_poller() as poller:
             came = trio.Event()
             poller.watch(near.fileno(), Calls(lambda: near.recv(10), lambda _data: came.set()))
-            await trio.sleep(0.01)  # the host runs the poller now
+            await until_hosted()
             far.send(b"x")
             turns = 0
             while not came.is_set():
@@ -293,7 +301,7 @@ def test_reading_does_not_wake_trio(pair: tuple[socket.socket, socket.socket]) -
                     done.set()
 
             poller.watch(near.fileno(), Calls(lambda: near.recv(10), take))
-            await trio.sleep(0.01)
+            await until_hosted()
             trio.lowlevel.add_instrument(Turns())
             far.send(b"x")
             await done.wait()
@@ -410,7 +418,7 @@ def test_messages_share_a_turn_under_load(monkeypatch: pytest.MonkeyPatch) -> No
 
                 for near, _far in pairs:
                     watch(near)
-                await trio.sleep(0.01)
+                await until_hosted()
                 pairs[0][1].send(b"x")
                 await done.wait()
                 for near, _far in pairs:
