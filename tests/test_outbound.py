@@ -9,7 +9,14 @@ import trio
 
 from brewos_relay import outbound
 from brewos_relay.errors import OutboundFailed
-from brewos_relay.outbound import Address, Outbound, OutboundAnswer, check_url, is_public
+from brewos_relay.outbound import (
+    Address,
+    Outbound,
+    OutboundAnswer,
+    check_operator_url,
+    check_url,
+    is_public,
+)
 from support.https_server import Asked, HttpsServer, answer, open_https_server
 
 HOST = "push.example"
@@ -101,6 +108,55 @@ async def test_other_urls_are_refused_before_a_look_up(names: dict[str, list[str
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "https://issuer.example",
+        "https://issuer.example:8443/a?b=" + "c" * 20_000,
+        "http://localhost:8080",
+        "http://127.0.0.1",
+        "http://127.8.9.1/x",
+        "http://[::1]:8080/",
+    ],
+)
+def test_https_and_local_http_urls_of_the_operator_are_accepted(url: str) -> None:
+    assert check_operator_url(url).geturl() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "issuer.example",
+        "http://issuer.example",
+        "http://localhost.evil.example",
+        "http://127.0.0.1.evil.example",
+        "http://192.168.1.2",
+        "http://127.0.0.1@evil.example/",
+        "https://user:secret@issuer.example/",
+        "http://",
+        "https://",
+        "https:///path",
+        "https://issuer.example:0",
+        "https://issuer.example:port",
+        "https://issuer.example:99999",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "javascript:alert(1)",
+        "https://[::1",
+    ],
+)
+def test_other_urls_of_the_operator_are_refused(url: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - some of it is said by the standard library
+        check_operator_url(url)
+
+
+async def test_unencrypted_requests_stay_on_this_computer(names: dict[str, list[str]]) -> None:
+    names["localhost"] = ["127.0.0.1", "192.168.1.2"]
+    with pytest.raises(OutboundFailed, match="not of this computer"):
+        await Outbound().send("GET", "http://localhost/", most_bytes=1, timeout_s=1, public_only=False)
+
+
+@pytest.mark.parametrize(
     "address",
     [
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
@@ -181,6 +237,21 @@ async def test_large_and_late_answers_are_refused(
     answers.delay_s = 5
     with pytest.raises(OutboundFailed, match=r"within 0\.2 s"):
         await send(server, timeout_s=0.2)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 2000 + answer(200),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;%b\r\n \r\n" % (b"x" * 1000) * 50,
+    ],
+)
+async def test_framing_of_an_answer_is_limited_too(
+    server: HttpsServer, names: dict[str, list[str]], answers: Answers, flood: bytes
+) -> None:
+    answers.next = flood
+    with pytest.raises(OutboundFailed, match="more than 1000 bytes"):
+        await send(server)
 
 
 @pytest.mark.parametrize(

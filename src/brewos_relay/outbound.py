@@ -1,4 +1,4 @@
-"""Outgoing HTTPS requests on Trio, limited in time, size and destination.
+"""Outgoing HTTP requests on Trio, limited in time, size and destination.
 
 The URL of a request may come from a user. So a host is resolved once, all of its addresses must be public,
 and the connection goes to exactly these addresses: a name whose address changes meanwhile leads nowhere else.
@@ -18,8 +18,10 @@ import trio
 from brewos_relay.errors import OutboundFailed
 
 MAX_URL_CHARS: Final = 2048
+"""How long the URL of a user may be."""
 _MOST_ADDRESSES: Final = 4
 _HEAD_BYTES: Final = 16 * 1024
+"""How long the head of an answer may be. Its framing may have as much, and an eighth of the body."""
 _READ_BYTES: Final = 16 * 1024
 # Special networks that some versions of Python take for public.
 _SPECIAL: Final = tuple(
@@ -41,15 +43,45 @@ class OutboundAnswer:
 
 
 def check_url(url: str) -> SplitResult:
-    """Split an https URL. Raises ValueError if it is another one, or has a user, or is malformed."""
-    if len(url) > MAX_URL_CHARS or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        raise ValueError(f"the URL must have at most {MAX_URL_CHARS} printable ASCII characters")
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname or parts.port == 0:
+    """Split an https URL of a user. Raises ValueError for any other one, and for one with a user name."""
+    if len(url) > MAX_URL_CHARS:
+        raise ValueError(f"the URL must have at most {MAX_URL_CHARS} characters")
+    parts = _split(url)
+    if parts.scheme != "https" or not parts.hostname:
         raise ValueError("the URL must begin with https:// and name a host")
+    return parts
+
+
+def check_operator_url(url: str) -> SplitResult:
+    """Split a URL of the operator: https, or http on this computer. Raises ValueError for any other one."""
+    parts = _split(url)
+    if parts.hostname and (
+        parts.scheme == "https"
+        or (parts.scheme == "http" and (parts.hostname == "localhost" or _is_loopback(parts.hostname)))
+    ):
+        return parts
+    raise ValueError(
+        f"the URL of {parts.hostname or 'the provider'} must begin with https://;"
+        " http:// is accepted for this computer only, like http://127.0.0.1:8080"
+    )
+
+
+def _split(url: str) -> SplitResult:
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise ValueError("the URL must have printable ASCII characters only")
+    parts = urlsplit(url)
+    if parts.port == 0:
+        raise ValueError("the URL must not have the port 0")
     if parts.username is not None or parts.password is not None:
         raise ValueError("the URL must not have a user name")
     return parts
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def is_public(address: str) -> bool:
@@ -70,7 +102,7 @@ def is_public(address: str) -> bool:
 
 
 class Outbound:
-    """Sends HTTPS requests. `tls` is the context for all of them; by default, one with the system's CAs."""
+    """Sends HTTP requests. `tls` is the context for all of them; by default, one with the system's CAs."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -88,17 +120,18 @@ class Outbound:
     ) -> OutboundAnswer:
         """Send a request and return the answer, whatever its status, unless it is a redirect.
 
-        `public_only` is for URLs of users; those of the operator may lead to the local network. Raises
-        OutboundFailed, whose text names the host only, since the rest of the URL may be a secret.
+        `public_only` is for URLs of users; those of the operator may lead to the local network, and without
+        TLS to this computer. Raises OutboundFailed, whose text names the host only, since the rest of the URL
+        may be a secret.
         """
         try:
-            parts = check_url(url)
+            parts = check_url(url) if public_only else check_operator_url(url)
         except ValueError as problem:
             raise OutboundFailed(str(problem)) from None
         host = parts.hostname or ""
         with trio.move_on_after(timeout_s):
             try:
-                stream = await self._connect(host, parts.port or 443, public_only=public_only)
+                stream = await self._connect(parts, public_only=public_only)
                 try:
                     return await _exchange(stream, method, parts, headers or {}, body, most_bytes)
                 finally:
@@ -109,14 +142,21 @@ class Outbound:
                 raise OutboundFailed(f"the answer of {host} is not HTTP") from None
         raise OutboundFailed(f"{host} did not answer within {timeout_s:g} s")
 
-    async def _connect(self, host: str, port: int, *, public_only: bool) -> trio.SSLStream[trio.SocketStream]:
-        """Connect to one of the addresses of a host, with TLS."""
-        if self._tls is None:
+    async def _connect(self, parts: SplitResult, *, public_only: bool) -> trio.abc.Stream:
+        """Connect to one of the addresses of a host, with TLS unless it is this computer."""
+        host = parts.hostname or ""
+        secure = parts.scheme == "https"
+        if secure and self._tls is None:
             self._tls = await trio.to_thread.run_sync(ssl.create_default_context)
-        addresses = await resolve(host, port)
+        addresses = await resolve(host, parts.port or (443 if secure else 80))
         if public_only and not all(is_public(address[0]) for _, address in addresses):
             raise OutboundFailed(f"{host} has an address that is not public")
+        if not secure and not all(_is_loopback(address[0]) for _, address in addresses):
+            raise OutboundFailed(f"{host} has an address that is not of this computer")
         stream = await _open_first(addresses)
+        if not secure:
+            return stream
+        assert self._tls is not None
         tls = trio.SSLStream(stream, self._tls, server_hostname=host, https_compatible=True)
         try:
             await tls.do_handshake()
@@ -151,7 +191,7 @@ async def _open_first(addresses: Sequence[tuple[int, Address]]) -> trio.SocketSt
 
 
 async def _exchange(
-    stream: trio.SSLStream[trio.SocketStream],
+    stream: trio.abc.Stream,
     method: str,
     parts: SplitResult,
     headers: Mapping[str, str],
@@ -174,10 +214,16 @@ async def _exchange(
     await stream.send_all(b"".join(part or b"" for part in whole))
     head: h11.Response | None = None
     received = bytearray()
+    # Interim responses and small chunks cost much more time than their bytes suggest.
+    left = most_bytes + most_bytes // 8 + _HEAD_BYTES
     while True:
         event = http.next_event()
         if event is h11.NEED_DATA:
-            http.receive_data(bytes(await stream.receive_some(_READ_BYTES)))
+            part = await stream.receive_some(_READ_BYTES)
+            left -= len(part)
+            if left < 0:
+                raise OutboundFailed(f"the answer of {parts.hostname} has more than {most_bytes} bytes")
+            http.receive_data(bytes(part))
         elif isinstance(event, h11.Response):
             head = event
             if 300 <= event.status_code < 400:

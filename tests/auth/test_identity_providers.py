@@ -391,7 +391,7 @@ def test_unreachable_issuer_is_unavailable() -> None:
     with open_issuer(EC_KEY) as gone:
         token = gone.token()
         verifier = Verifier(issuer=gone.url, audiences=[CLIENT_ID])
-    with pytest.raises(IdentityUnavailable, match=r"cannot fetch from 127\.0\.0\.1") as caught:
+    with pytest.raises(IdentityUnavailable, match=r"cannot reach 127\.0\.0\.1") as caught:
         verifier.verify(token)
     assert caught.value.retry
 
@@ -401,7 +401,7 @@ def test_slow_issuer_is_unavailable() -> None:
         slow.answers = {KEYS_PATH: Answer({}, delay_s=30)}
         verifier = Verifier(issuer=slow.url, audiences=[CLIENT_ID], timeout_s=0.1)
         began_s = time.monotonic()
-        with pytest.raises(IdentityUnavailable, match="did not answer in time"):
+        with pytest.raises(IdentityUnavailable, match=r"did not answer within 0\.1 s"):
             verifier.verify(slow.token())
         assert time.monotonic() - began_s < 5
 

@@ -2,11 +2,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
-from brewos_relay.auth.outbound_http import MAX_ANSWER_BYTES, check_url, fetch_json
+from brewos_relay.auth.outbound_http import MAX_ANSWER_BYTES, fetch_json
 from brewos_relay.errors import IdentityUnavailable
 from support.issuer import Answer, Issuer, open_issuer
 
@@ -21,48 +22,6 @@ def unavailable(url: str, *, timeout_s: float = 5.0) -> str:
     with pytest.raises(IdentityUnavailable) as caught:
         fetch_json(url, timeout_s=timeout_s)
     return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://issuer.example",
-        "https://issuer.example:8443/a?b=c",
-        "http://localhost:8080",
-        "http://127.0.0.1",
-        "http://127.8.9.1/x",
-        "http://[::1]:8080/",
-    ],
-)
-def test_https_and_local_http_urls_are_accepted(url: str) -> None:
-    check_url(url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "issuer.example",
-        "http://issuer.example",
-        "http://localhost.evil.example",
-        "http://127.0.0.1.evil.example",
-        "http://192.168.1.2",
-        "http://127.0.0.1@evil.example",
-        "http://",
-        "https://",
-        "https:///path",
-        "https://issuer.example:0",
-        "https://issuer.example:port",
-        "https://issuer.example:99999",
-        "file:///etc/passwd",
-        "ftp://127.0.0.1/x",
-        "javascript:alert(1)",
-        "https://[::1",
-    ],
-)
-def test_other_urls_are_refused(url: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - some of it is said by the standard library
-        check_url(url)
 
 
 def test_answer_is_returned_with_its_status(issuer: Issuer) -> None:
@@ -92,7 +51,7 @@ def test_no_redirect_is_followed(issuer: Issuer, status: int) -> None:
     with open_issuer() as other:
         other.answers = {"/keys": Answer({})}
         issuer.answers = {"/keys": Answer({}, status=status, location=other.keys_url)}
-        assert "the answer is a redirect" in unavailable(issuer.keys_url)
+        assert "answered with a redirect" in unavailable(issuer.keys_url)
         assert other.asked == []
 
 
@@ -111,7 +70,7 @@ def test_answer_must_be_json(issuer: Issuer, body: bytes) -> None:
 def test_missing_answer_times_out(issuer: Issuer) -> None:
     issuer.answers = {"/slow": Answer({}, delay_s=30)}
     began_s = time.monotonic()
-    assert "127.0.0.1 did not answer in time" in unavailable(f"{issuer.url}/slow", timeout_s=0.1)
+    assert "127.0.0.1 did not answer within 0.1 s" in unavailable(f"{issuer.url}/slow", timeout_s=0.1)
     assert time.monotonic() - began_s < 5
 
 
@@ -142,14 +101,55 @@ def open_port(reply: bytes, *, pause_s: float = 0.0) -> Iterator[str]:
             thread.join(5)
 
 
-@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: ", b""])
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 "])
 def test_slowly_arriving_answer_times_out(head: bytes) -> None:
     threads = threading.active_count()
     with open_port(head + b" " * 1000, pause_s=0.01) as url:
         began_s = time.monotonic()
-        assert "did not answer in time" in unavailable(url, timeout_s=0.2)
+        assert "did not answer within 0.2 s" in unavailable(url, timeout_s=0.2)
         assert time.monotonic() - began_s < 5
     assert threading.active_count() <= threads
+
+
+def test_hanging_resolver_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def resolve(_host: str, _port: int, *given: int) -> list[Any]:
+        if not given[3] & socket.AI_NUMERICHOST:
+            released.wait(30)
+        raise socket.gaierror(socket.EAI_NONAME, "not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    began_s = time.monotonic()
+    assert "did not answer within 0.1 s" in unavailable("https://issuer.example", timeout_s=0.1)
+    released.set()
+    assert time.monotonic() - began_s < 5
+
+
+def test_addresses_that_do_not_answer_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, ExitStack() as stack:
+        for _ in range(4):  # they fill the queue, so the next ones get no answer
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", deaf.getsockname())] * 20
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        began_s = time.monotonic()
+        problem = unavailable(f"http://127.0.0.1:{deaf.getsockname()[1]}", timeout_s=0.3)
+        assert "did not answer within 0.3 s" in problem
+        assert time.monotonic() - began_s < 2
+
+
+@pytest.mark.parametrize(
+    ("head", "repeated"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 200 + b"\r\n \r\n"),
+    ],
+)
+def test_flood_of_interim_responses_and_small_chunks_is_cut_off(head: bytes, repeated: bytes) -> None:
+    with open_port(head + repeated * (400_000 // len(repeated))) as url:
+        assert "more than 262144 bytes" in unavailable(url)
 
 
 def test_fetch_leaves_no_thread_or_socket(issuer: Issuer) -> None:
@@ -167,20 +167,22 @@ def test_fetch_leaves_no_thread_or_socket(issuer: Issuer) -> None:
 def test_answer_must_be_http(reply: bytes) -> None:
     with open_port(reply) as url:
         problem = unavailable(url)
-    assert "cannot fetch from 127.0.0.1" in problem
-    assert "secret" not in problem
+    assert problem == "the answer of 127.0.0.1 is not HTTP"
 
 
 def test_refused_connection_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     problem = unavailable(f"http://127.0.0.1:{port}/?secret=1")
-    assert problem == "cannot fetch from 127.0.0.1: Connection refused"
+    assert problem.startswith("cannot reach 127.0.0.1: ")
+    assert problem.endswith("Connection refused")
+    assert "secret" not in problem
 
 
 def test_untrusted_certificate_is_refused(issuer: Issuer) -> None:
-    assert "cannot fetch from" in unavailable(issuer.url.replace("http:", "https:"))
+    assert "cannot reach 127.0.0.1" in unavailable(issuer.url.replace("http:", "https:"))
 
 
 def test_invalid_url_is_unavailable() -> None:
-    assert "cannot fetch from" in unavailable("http://127.0.0.1:1/a b")
+    assert "printable ASCII" in unavailable("http://127.0.0.1:1/a b")
+    assert "must begin with https://" in unavailable("http://issuer.example")

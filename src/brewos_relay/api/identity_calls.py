@@ -1,6 +1,7 @@
 """Calls to identity providers, in threads, and the accounts of the identities that they confirm."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,9 @@ from brewos_relay.vocabulary import now_ms
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 4
-"""How many calls run at a time. They may take requests to the identity provider."""
+"""How many calls to one provider run at a time. They may take requests to it."""
+CALL_S: Final = 20.0
+"""How long a call may take, with the wait for other ones. A call sends up to four requests, of 5 s each."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,27 +46,33 @@ class ProviderCalls:
     lines: LogLineLimits | None = None
 
     def __post_init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(_THREADS)
+        # One for each provider: a provider that hangs delays no sign-in with another one.
+        self._limiters: defaultdict[str, trio.CapacityLimiter] = defaultdict(
+            partial(trio.CapacityLimiter, _THREADS)
+        )
 
     async def call(self, name: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call to the provider with this name.
 
-        Raises Refused: 401 if it does not confirm the user, 503 if it cannot be reached.
+        Raises Refused: 401 if it does not confirm the user, 503 if it cannot be reached in time.
         """
-        try:
-            return await trio.to_thread.run_sync(
-                partial(work, *args, **kwargs), limiter=self._limiter, abandon_on_cancel=True
-            )
-        except IdentityRejected as problem:
-            raise Refused(f"{name} did not confirm the sign-in: {problem}.", status=401) from None
-        except IdentityUnavailable as problem:
-            if may_log(self.lines, f"signing in with {name}"):
-                log.warning("signing in with %s failed: %s", name, problem)
-            raise Refused(
-                f"{name} cannot be reached at the moment. Try again soon.",
-                status=503,
-                headers={"Retry-After": "5"},
-            ) from None
+        reason = f"no answer within {CALL_S:g} s"
+        with trio.move_on_after(CALL_S):
+            try:
+                return await trio.to_thread.run_sync(
+                    partial(work, *args, **kwargs), limiter=self._limiters[name], abandon_on_cancel=True
+                )
+            except IdentityRejected as problem:
+                raise Refused(f"{name} did not confirm the sign-in: {problem}.", status=401) from None
+            except IdentityUnavailable as problem:
+                reason = str(problem)
+        if may_log(self.lines, f"signing in with {name}"):
+            log.warning("signing in with %s failed: %s", name, reason)
+        raise Refused(
+            f"{name} cannot be reached at the moment. Try again soon.",
+            status=503,
+            headers={"Retry-After": "5"},
+        )
 
 
 async def admit(store: Registry, accounts: AccountRules, proven: ProvenIdentity) -> User:

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 import jwt
 
 from brewos_relay.auth.issuer_keys import ALGORITHMS, IssuerKeys
-from brewos_relay.auth.outbound_http import FETCH_TIMEOUT_S, check_url, fetch_json
+from brewos_relay.auth.outbound_http import FETCH_TIMEOUT_S, fetch_json
 from brewos_relay.errors import IdentityRejected, IdentityUnavailable
+from brewos_relay.outbound import check_operator_url
 from brewos_relay.texts import EMAIL_CHARS, NAME_CHARS, clean_name, is_identifier
 
 GOOGLE_ISSUER: Final = "https://accounts.google.com"
@@ -64,9 +65,9 @@ class Verifier:
         Nothing is fetched yet. Raises ValueError without an audience, and for a URL that is neither https nor
         on this computer.
         """
-        check_url(issuer)
+        check_operator_url(issuer)
         if jwks_url is not None:
-            check_url(jwks_url)
+            check_operator_url(jwks_url)
         if not audiences:
             raise ValueError(
                 "an audience is required: without it, tokens for other services would be accepted"
@@ -197,7 +198,7 @@ class FacebookVerifier:
         timeout_s: float = FETCH_TIMEOUT_S,
     ) -> None:
         """Take the app's id and secret. Raises ValueError if one is missing or the URL is not accepted."""
-        check_url(graph_url)
+        check_operator_url(graph_url)
         if not app_id or not app_secret:
             raise ValueError("Facebook needs both the app's id and its secret")
         self._app_id = app_id

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from brewos_relay.auth.outbound_http import check_url, fetch_json
+from brewos_relay.auth.outbound_http import fetch_json
 from brewos_relay.errors import IdentityUnavailable
+from brewos_relay.outbound import check_operator_url
 
 
 def fetch_metadata(issuer: str, *, timeout_s: float) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def endpoint_in(metadata: Mapping[str, Any], name: str, *, issuer: str) -> str:
     """
     url = metadata.get(name)
     try:
-        check_url(url if isinstance(url, str) else "")
+        check_operator_url(url if isinstance(url, str) else "")
     except ValueError as problem:
         raise IdentityUnavailable(f"{issuer} has no valid {name}: {problem}") from None
     if issuer.startswith("https:") and not str(url).startswith("https:"):
