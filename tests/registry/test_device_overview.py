@@ -1,6 +1,8 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from brewos_relay.registry.access import give
 from brewos_relay.registry.accounts import add_user, find_users, lock_admins, set_admin, some_users
@@ -69,6 +71,25 @@ def test_all_devices_are_sorted_and_filtered_not_only_those_of_a_page(
             while page := list_device_overviews(db, **wanted, after=found[-1] if found else "", limit=limit):
                 found += [one.device.id for one in page]
     assert found == ids
+
+
+@pytest.mark.parametrize(
+    ("wanted", "step"),
+    [
+        ({"only": "unowned", "sort": "lastSeen"}, "USING COVERING INDEX device_users_by_device_and_role"),
+        ({"owner": "ada@example.org", "sort": "name"}, "SEARCH devices USING PRIMARY KEY"),
+    ],
+)
+def test_owners_of_all_devices_are_not_read_to_filter_by_them(
+    tmp_path: Path, wanted: dict[str, Any], step: str
+) -> None:
+    asked: list[tuple[str, Any]] = []
+    with Database.open(f"sqlite:///{tmp_path / 'registry.db'}") as opened, opened.reading() as db:
+        event.listen(db, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
+        list_device_overviews(db, **wanted, limit=2)
+        statement, values = asked[0]
+        plan = [row[-1] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+    assert any(step in each for each in plan), plan
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,11 @@ def some_users(
 
     `find` limits the list to accounts with this text in their address or name, in any case.
     """
-    query = ordered(_USERS.limit(limit), _SORTS[sort], users.c.email, descending=descending, after=after)
+    column = _SORTS[sort]
+    if column is users.c.email and (find or only != "all"):
+        # Few accounts may match. By the index, SQLite takes four times as long to read all of them.
+        column = func.lower(column)
+    query = ordered(_USERS.limit(limit), column, users.c.email, descending=descending, after=after)
     if only == "administrators":
         query = query.where(users.c.is_admin)
     if find:

@@ -10,8 +10,10 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
+    literal,
     or_,
     select,
+    union_all,
 )
 
 from brewos_relay.registry.devices import device_of
@@ -27,7 +29,7 @@ _SORTS: Final[Mapping[str, ColumnElement[Any]]] = {
     "name": func.lower(func.coalesce(devices.c.name, "")),
     "lastSeen": func.coalesce(devices.c.last_seen_ms, 0),
 }
-_OWNED: Final = exists().where(device_users.c.device_id == devices.c.id, device_users.c.role == "owner")
+_OWNED: Final = select(device_users.c.device_id).where(device_users.c.role == "owner")
 _OWNERS: Final = (
     select(device_users.c.device_id, users.c.email, device_users.c.user_id)
     .join_from(device_users, users, users.c.id == device_users.c.user_id, isouter=True)
@@ -72,10 +74,10 @@ def list_device_overviews(
     query = ordered(query, _SORTS[sort], devices.c.id, descending=descending, after=after)
     if owner:
         account = select(users.c.id).where(users.c.email == owner.lower())
-        of_owner = or_(device_users.c.user_id == owner, device_users.c.user_id.in_(account))
-        query = query.where(_OWNED.where(of_owner))
+        ids = union_all(account, select(literal(owner)))  # with OR, databases read the owners of all devices
+        query = query.where(devices.c.id.in_(_OWNED.where(device_users.c.user_id.in_(ids))))
     if only == "unowned":
-        query = query.where(~_OWNED)
+        query = query.where(~exists(_OWNED.where(device_users.c.device_id == devices.c.id)))
     elif only == "newKey":
         query = query.where(devices.c.key_pending_since_ms.is_not(None))
     if find:

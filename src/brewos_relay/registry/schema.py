@@ -61,7 +61,7 @@ device_users = Table(
     Column("until_ms", BigInteger),
     Column("claimed_at_ms", BigInteger),
     Column("account_id", String(32), ForeignKey("users.id", ondelete="CASCADE")),
-    Index("device_users_by_device", "device_id"),
+    Index("device_users_by_device_and_role", "device_id", "role"),
     Index("device_users_by_account", "account_id"),
     sqlite_with_rowid=False,
 )

@@ -28,6 +28,7 @@ VERSIONS: Final = (
     "0012",
     "0013",
     "0014",
+    "0015",
 )
 HEAD: Final = VERSIONS[-1]
 _IMPORTING_ENDS: Final = "+import"
