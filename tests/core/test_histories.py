@@ -92,6 +92,26 @@ async def test_devices_share_the_whole_memory_equally(autojump_clock: MockClock)
     assert kept.histories.size_bytes <= 40_000
 
 
+async def test_memory_of_forgotten_devices_is_divided_again(autojump_clock: MockClock) -> None:
+    kept = Kept(history_total_bytes=40_000, history_bytes=20_000)
+    for device_id in (TWO, ONE):
+        kept.device_id = device_id
+        for number in range(8):
+            await trio.sleep(1)
+            kept.hand_over(status(junk="x" * 1000, pressure=float(number)))
+    assert len((await kept.samples()).times_s) == 8
+    for number in range(3, 19):
+        kept.device_id = f"BRW-{number:08X}"
+        kept.hand_over(status())
+    kept.device_id = ONE
+    for number in range(3, 19):
+        kept.histories.forget(f"BRW-{number:08X}")
+    for _ in range(8):
+        await trio.sleep(1)
+        kept.hand_over(status(junk="x" * 1000))
+    assert len((await kept.samples()).times_s) == 16, "no message was dropped"
+
+
 async def test_runs_that_nothing_stores_are_bounded(autojump_clock: MockClock) -> None:
     kept = Kept()
     devices = [f"BRW-{number:08X}" for number in range(MOST_WAITING // 40 + 1)]

@@ -335,6 +335,15 @@ async def test_a_chatty_device_gets_rows_that_are_apart(autojump_clock: MockCloc
     assert found.values["pressure"][-1] == 4.9, "the last value counts"
 
 
+async def test_last_values_stay_with_memory_for_one_row(autojump_clock: MockClock) -> None:
+    kept = Kept(history_bytes=60)
+    for bar in (1.0, 2.0, 3.0):
+        kept.hand_over(status(pressure=bar))
+        await kept.histories.compact_due()
+        assert (await kept.samples()).values["pressure"] == [bar]
+        await trio.sleep(1)
+
+
 async def test_with_less_memory_old_rows_are_further_apart(autojump_clock: MockClock) -> None:
     kept = Kept(history_bytes=4000)
     for number in range(600):
@@ -461,4 +470,4 @@ def test_reader_refuses_what_is_no_object(content: Any) -> None:
 
 def test_reader_accepts_keys_that_are_no_text() -> None:
     message = message_with({1: 2, b"x": 3, "odd key": 4}, is_text=False)
-    assert Reader([("odd key",), ("a", "b")]).read(message) == [4, None]
+    assert Reader([("odd key",), ("a", "b")]).read(message) == (4, None)

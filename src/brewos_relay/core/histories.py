@@ -36,6 +36,7 @@ class Histories:
         self._layout = Layout(dialect)
         self._of: dict[str, History] = {}
         self._runs: deque[tuple[str, Run]] = deque()
+        self._most_bytes = 0  # the memory for messages and for rows of each device
         self._passes = 0
         self._questions: deque[_Question] = deque()
         self._asked = trio.Event()
@@ -52,11 +53,11 @@ class Histories:
         """The memory of all histories."""
         return sum(history.size_bytes for history in self._of.values())
 
-    @property
-    def _most_bytes(self) -> int:
-        """The memory for messages and for rows of each device."""
+    def _share_memory(self) -> None:
+        """Divide the memory among the devices. There is one more, or one less."""
         limits = self._limits
-        return min(limits.history_bytes, limits.history_total_bytes // max(1, len(self._of))) // 2
+        each = limits.history_total_bytes // max(1, len(self._of))
+        self._most_bytes = min(limits.history_bytes, each) // 2
 
     def _open(self, device_id: str, now: float) -> History | None:
         """Return the history of a device, which may be new. None if there is no room for another."""
@@ -64,6 +65,7 @@ class Histories:
             if (len(self._of) + 1) * _LEAST_BYTES > self._limits.history_total_bytes:
                 return None
             history = self._of[device_id] = History(self._layout, now)
+            self._share_memory()
         return history
 
     def mark(
@@ -99,7 +101,8 @@ class Histories:
 
     def forget(self, device_id: str) -> None:
         """Forget the history of a device."""
-        self._of.pop(device_id, None)
+        if self._of.pop(device_id, None) is not None:
+            self._share_memory()
 
     def count_pause(self, unseen_s: float) -> None:
         """Make all measurements older by a pause that is missing on Trio's clock."""
@@ -119,9 +122,9 @@ class Histories:
             if (history := self._of.get(device_id)) is None:
                 continue
             if history.is_due(now):
-                work = await self._compact(device_id, history, work)
+                work = await self._compact(device_id, history, now, work)
             elif history.is_over(now, seconds=self._limits.history_s):
-                del self._of[device_id]
+                self.forget(device_id)
                 continue
             if trims:
                 self._trim(history)
@@ -132,7 +135,7 @@ class Histories:
         if (history := self._of.get(device_id)) is None:
             await trio.lowlevel.checkpoint()
             return None
-        await self._compact(device_id, history, 0)
+        await self._compact(device_id, history, trio.current_time(), 0)
         await trio.lowlevel.checkpoint()
         return history.samples(trio.current_time(), seconds=min(seconds, self._limits.history_s))
 
@@ -157,12 +160,12 @@ class Histories:
                     device_id, seconds, answer = self._questions.popleft()
                     answer(await self.read(device_id, seconds=seconds))
 
-    async def _compact(self, device_id: str, history: History, work: int) -> int:
+    async def _compact(self, device_id: str, history: History, now: float, work: int) -> int:
         """Decode all messages that wait. Other tasks run after as much work as fits into a pass.
 
         Takes and returns the work that was done since they ran.
         """
-        while (compacted := history.compact_some(trio.current_time())) is not None:
+        while (compacted := history.compact_some(now)) is not None:
             decoded, runs = compacted
             for run in runs:
                 self._add_run(device_id, run)
@@ -170,7 +173,7 @@ class Histories:
             if work >= _WORK_PER_PASS:
                 self._trim(history)
                 await trio.lowlevel.checkpoint()
-                work = 0
+                now, work = trio.current_time(), 0
         if history.rows_bytes > self._most_bytes:
             self._trim(history)
         return work

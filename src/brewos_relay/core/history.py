@@ -26,13 +26,15 @@ _NO_FIELD: Final = "no_field"
 
 _UNKNOWN: Final = -0x8000
 _MOST_STEPS: Final = 0x7FFF
+_MOST_WHOLE: Final = 2**53
+"""Larger integers are no measurements, and may have no float."""
 _AT_WORK: Final = 1
 _GONE: Final = 2
 
 _unpack_head: Final = struct.Struct("<qB").unpack_from
 """Unpacks the time and the flags of a row."""
 
-_APART_S: Final = 0.25
+_APART_MS: Final = 250
 """Rows are at least this far apart. A machine sends two changes a second."""
 _MARKED_S: Final = 1.0
 """How long before a mark its messages may have come: the time between two checks."""
@@ -77,19 +79,31 @@ class Run(NamedTuple):
     samples: Samples
 
 
-class _Segment(NamedTuple):
+class _Segment:
     """Messages that were handed over: changes, and the message after them."""
 
-    changes: Sequence[Message]
-    marks: Sequence[tuple[int, float]]
-    """Pairs of a number of changes, and the time by which the device had sent that many."""
-    at: float
-    last: Message | None
-    """A whole state, or a flat one."""
-    is_flat: bool
-    is_end: bool
-    """Whether the device went offline after these."""
-    size_bytes: int
+    __slots__ = ("at", "changes", "is_end", "is_flat", "last", "marks", "size_bytes")
+
+    def __init__(
+        self,
+        changes: Sequence[Message],
+        marks: Sequence[tuple[int, float]],
+        at: float,
+        last: Message | None,
+        is_flat: bool,
+        is_end: bool,
+        size_bytes: int,
+    ) -> None:
+        self.changes = changes
+        self.marks = marks
+        """Pairs of a number of changes, and the time by which the device had sent that many."""
+        self.at = at
+        self.last = last
+        """A whole state, or a flat one."""
+        self.is_flat = is_flat
+        self.is_end = is_end
+        """Whether the device went offline after these."""
+        self.size_bytes = size_bytes
 
 
 class Reader:
@@ -105,9 +119,9 @@ class Reader:
         self._from_msgpack: Callable[[bytes], object] = msgspec.msgpack.Decoder(content_type).decode
         names = [attributes.get(tuple(path), _NO_FIELD) for path in paths]
         # With fewer than two names, it would not return a tuple.
-        self._values_of: Callable[[object], Sequence[object]] = attrgetter(*names, _NO_FIELD, _NO_FIELD)
+        self._values_of: Callable[[object], tuple[object, ...]] = attrgetter(*names, _NO_FIELD, _NO_FIELD)
 
-    def read(self, message: Message) -> Sequence[object]:
+    def read(self, message: Message) -> tuple[object, ...]:
         """Return the value at the end of each path, and perhaps some more; None where there is none.
 
         Raises one of `MALFORMED`, also for a message that is no object.
@@ -119,11 +133,11 @@ class Reader:
             return self._read_whole(message)
         return self._values_of(content)
 
-    def _read_whole(self, message: Message) -> Sequence[object]:
+    def _read_whole(self, message: Message) -> tuple[object, ...]:
         content = decode(message)
         if not isinstance(content, dict):
             raise ValueError("the message is no object")
-        return [_find(content, path) if path else None for path in self._paths]
+        return tuple([_find(content, path) if path else None for path in self._paths])
 
 
 def _define(paths: Sequence[tuple[str, ...]]) -> tuple[type[msgspec.Struct], dict[tuple[str, ...], str]]:
@@ -145,7 +159,11 @@ def _define(paths: Sequence[tuple[str, ...]]) -> tuple[type[msgspec.Struct], dic
             fields.append((name, Any, None))
             attributes[key,] = name
     namespace = {_NO_FIELD: None}
-    return msgspec.defstruct("Object", fields, namespace=namespace, rename=keys, frozen=True), attributes
+    # JSON and MessagePack have no reference cycles, so the garbage collector need not know the objects.
+    content_type = msgspec.defstruct(
+        "Object", fields, namespace=namespace, rename=keys, frozen=True, gc=False
+    )
+    return content_type, attributes
 
 
 class Layout:
@@ -155,7 +173,10 @@ class Layout:
         self.measures = dialect.measures
         self.signs = dialect.at_work
         self.flat_type = dialect.flat_state
+        self.steps = [measure.step for measure in dialect.measures]
+        self.sign_values: list[object] = [sign.value for sign in dialect.at_work]
         self.row = struct.Struct(f"<qB{len(self.measures)}h")
+        self.row_bytes = self.row.size
         self.nothing = [_UNKNOWN] * len(self.measures)
         self.rest = [False] * len(self.signs)
         fields: list[Measure | Sign] = [*self.measures, *self.signs]
@@ -187,8 +208,11 @@ class History:
     __slots__ = (
         "_began_at",
         "_bucket",
+        "_earlier_ms",
         "_ended_at",
         "_is_cut",
+        "_last_flags",
+        "_last_ms",
         "_layout",
         "_marks",
         "_marks_of",
@@ -208,6 +232,8 @@ class History:
         self._layout = layout
         self._origin = now  # the time zero of the rows (trio time)
         self._rows = bytearray()
+        self._last_ms = self._earlier_ms = 0  # of the last row and the one before it, if there are any
+        self._last_flags = 0
         self._segments: list[_Segment] = []  # few: a deque would take more memory
         self.raw_bytes = 0
         """The memory of the messages that wait."""
@@ -331,16 +357,18 @@ class History:
         except MALFORMED:
             return None
         values, signs = self._values, self._signs
-        for number, measure in enumerate(layout.measures):
+        number = 0
+        for step in layout.steps:
             if (value := found[number]) is not None:
-                values[number] = _steps(value, measure.step)
+                values[number] = _steps(value, step)
             elif is_whole:
                 values[number] = _UNKNOWN
-        for number, sign in enumerate(layout.signs):
-            if (value := found[len(values) + number]) is not None:
-                signs[number] = type(value) is type(sign.value) and value == sign.value
+            number += 1
+        for at_sign, wanted in enumerate(layout.sign_values):
+            if (value := found[number + at_sign]) is not None:
+                signs[at_sign] = type(value) is type(wanted) and value == wanted
             elif is_whole:
-                signs[number] = False
+                signs[at_sign] = False
         at_work = True in signs
         run = self._follow(at, at_work=at_work)
         self._add_row(at, _AT_WORK if at_work else 0)
@@ -376,28 +404,33 @@ class History:
         if not self._bucket.admit(max(now, ended_at)):
             return None
         first, end = self._number_of(began_at), self._number_of(min(now, ended_at + TAIL_S) + 0.001)
-        size = self._layout.row.size
+        size = self._layout.row_bytes
         samples = self._layout.samples(bytes(self._rows[first * size : end * size]), self._origin)
         return Run(began_at, ended_at, complete, samples)
 
     # Rows
 
     def _add_row(self, at: float, flags: int) -> None:
-        row, rows = self._layout.row, self._rows
-        at_ms = round((at - self._origin) * 1000)
+        rows, row_bytes = self._rows, self._layout.row_bytes
+        at_ms = self._ms_of(at)
         if rows:
-            last_ms, last_flags = _unpack_head(rows, len(rows) - row.size)
-            at_ms = max(at_ms, last_ms)  # the clock is steady, but two sources of messages are not in order
-            if last_flags == flags and len(rows) > row.size:
-                earlier_ms, _ = _unpack_head(rows, len(rows) - 2 * row.size)
-                if at_ms - earlier_ms < _APART_S * 1000:
-                    del rows[-row.size :]
-        rows += row.pack(at_ms, flags, *self._values)
+            # The clock is steady, but two sources of messages are not in order.
+            at_ms = max(at_ms, self._last_ms)
+            if flags == self._last_flags and len(rows) > row_bytes and at_ms - self._earlier_ms < _APART_MS:
+                del rows[-row_bytes:]
+            else:
+                self._earlier_ms = self._last_ms
+        self._last_ms, self._last_flags = at_ms, flags
+        rows += self._layout.row.pack(at_ms, flags, *self._values)
+
+    def _ms_of(self, at: float) -> int:
+        """Return a time in ms as rows have it."""
+        return math.floor((at - self._origin) * 1000 + 0.5)
 
     def _number_of(self, at: float) -> int:
         """Return the number of the first row at or after a time."""
-        size, rows = self._layout.row.size, self._rows
-        wanted_ms = round((at - self._origin) * 1000)
+        size, rows = self._layout.row_bytes, self._rows
+        wanted_ms = self._ms_of(at)
         low, high = 0, len(rows) // size
         while low < high:
             middle = (low + high) // 2
@@ -412,11 +445,14 @@ class History:
 
         If the rest has too many bytes, every second row of the older half is dropped, and so on.
         """
-        rows, size = self._rows, self._layout.row.size
+        rows, size = self._rows, self._layout.row_bytes
         if (old := self._number_of(now - seconds)) > 1:
             del rows[: (old - 1) * size]
         while len(rows) > max(most_bytes, size):
             count = len(rows) // size
+            if count <= 3:  # the last two rows stay, because `_add_row` knows their times
+                del rows[:size]
+                continue
             half = count // 2 + 1
             kept = b"".join(rows[at * size : (at + 1) * size] for at in range(0, half, 2))
             rows[: half * size] = kept
@@ -424,7 +460,7 @@ class History:
     def samples(self, now: float, *, seconds: float) -> Samples:
         """Return the measurements of the last seconds. The first may be older: its values held then."""
         first = max(0, self._number_of(now - seconds) - 1)
-        return self._layout.samples(bytes(self._rows[first * self._layout.row.size :]), self._origin)
+        return self._layout.samples(bytes(self._rows[first * self._layout.row_bytes :]), self._origin)
 
     def is_over(self, now: float, *, seconds: float) -> bool:
         """Whether the device has gone, and its measurements are too old."""
@@ -432,8 +468,8 @@ class History:
             return False
         if not self._rows:
             return now - self._origin >= seconds
-        last_ms, flags = _unpack_head(self._rows, len(self._rows) - self._layout.row.size)
-        return bool(flags & _GONE) and now - (self._origin + last_ms / 1000) >= seconds
+        is_gone = self._last_flags & _GONE != 0
+        return is_gone and now - (self._origin + self._last_ms / 1000) >= seconds
 
     def count_pause(self, unseen_s: float) -> None:
         """Make all measurements older by a pause that is missing on Trio's clock."""
@@ -465,13 +501,14 @@ def _find(content: Any, path: Sequence[str]) -> Any:
 
 def _steps(value: object, step: float) -> int:
     """Return a number in steps; `_UNKNOWN` for any other value, and one that is too large."""
-    if type(value) is not float and type(value) is not int:
+    if type(value) is float:
+        number = value
+    elif type(value) is int and -_MOST_WHOLE <= value <= _MOST_WHOLE:
+        number = float(value)
+    else:
         return _UNKNOWN
-    try:
-        steps = round(value / step)
-    except (OverflowError, ValueError):  # infinite, or not a number, or an integer of many digits
-        return _UNKNOWN
-    return steps if -_MOST_STEPS <= steps <= _MOST_STEPS else _UNKNOWN
+    steps = number / step
+    return math.floor(steps + 0.5) if -_MOST_STEPS <= steps <= _MOST_STEPS else _UNKNOWN  # or not a number
 
 
 def _scaled(steps: int, step: float) -> float | None:
