@@ -50,7 +50,6 @@ async def body_of(answer: Response) -> bytes:
     return content
 
 
-@pytest.mark.parametrize("path", [STYLE, "/login", "/", "/assets/app.js"])
 @pytest.mark.parametrize(
     ("accepted", "coding"),
     [
@@ -68,25 +67,26 @@ async def body_of(answer: Response) -> bytes:
     ],
 )
 async def test_coding_follows_from_accept_encoding(
-    app: QuartTrio, path: str, accepted: str | None, coding: str | None
+    app: QuartTrio, accepted: str | None, coding: str | None
 ) -> None:
-    plain = await (await get(app, path, None)).get_data()
-    answer = await get(app, path, accepted)
-    assert (answer.status_code, answer.headers.get("Content-Encoding")) == (200, coding)
-    content = await body_of(answer)
-    assert DECODE[coding](content) == plain
-    assert answer.content_length == len(content)
-    assert "Accept-Encoding" in answer.headers["Vary"].split(", ")
-    if coding is not None:
-        assert len(content) < len(plain)
+    for path in (STYLE, "/login", "/", "/assets/app.js"):
+        plain = await (await get(app, path, None)).get_data()
+        answer = await get(app, path, accepted)
+        assert (answer.status_code, answer.headers.get("Content-Encoding")) == (200, coding), path
+        content = await body_of(answer)
+        assert DECODE[coding](content) == plain, path
+        assert answer.content_length == len(content), path
+        assert "Accept-Encoding" in answer.headers["Vary"].split(", "), path
+        if coding is not None:
+            assert len(content) < len(plain), path
 
 
-@pytest.mark.parametrize("path", [STYLE, "/assets/app.js", "/assets/cup.png"])
 @pytest.mark.parametrize("accepted", ["identity;q=0", "*;q=0", "deflate, identity;q=0.0"])
-async def test_answer_without_a_coding_can_be_excluded(app: QuartTrio, path: str, accepted: str) -> None:
-    assert (await get(app, path, accepted)).status_code == 406
-    allowed = await get(app, path, f"{accepted}, br")
-    assert allowed.status_code == (406 if path.endswith(".png") else 200)
+async def test_answer_without_a_coding_can_be_excluded(app: QuartTrio, accepted: str) -> None:
+    for path in (STYLE, "/assets/app.js", "/assets/cup.png"):
+        assert (await get(app, path, accepted)).status_code == 406, path
+        allowed = await get(app, path, f"{accepted}, br")
+        assert allowed.status_code == (406 if path.endswith(".png") else 200), path
 
 
 @pytest.mark.parametrize("path", [STYLE, "/assets/app.js"])
