@@ -5,6 +5,7 @@ import struct
 import tomllib
 from importlib.resources import files
 from pathlib import Path
+from typing import Final
 
 import pytest
 from quart_trio import QuartTrio
@@ -221,36 +222,36 @@ async def test_scripts_and_styles_of_pages_are_served(app: QuartTrio) -> None:
         assert again.headers["Cache-Control"] == cache, name
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/console/none.js",
-        "/console/index.html",
-        "/console/machine.html",
-        "/console/machine",
-        "/console/machine/x",
-        "/machine",
-        "/machine/",
-        "/machine/BRW-1",
-        "/machine/BRW-00000001/more",
-        "/console/login.html",
-        "/console/__init__.py",
-        "/console/../api/app.py",
-        "/console/more/style.css",
-        "/console/files/0123456789abcdef/login.html",
-        "/console/files/0123456789abcdef/none.js",
-        "/console/files",
-        "/console/texts/en.json",
-        "/console/vendor/uplot/README.md",
-        "/console/vendor/uplot",
-        "/pair/more",
-        "/nothing",
-    ],
+UNKNOWN_PATHS: Final = (
+    "/console/none.js",
+    "/console/index.html",
+    "/console/machine.html",
+    "/console/machine",
+    "/console/machine/x",
+    "/machine",
+    "/machine/",
+    "/machine/BRW-1",
+    "/machine/BRW-00000001/more",
+    "/console/login.html",
+    "/console/__init__.py",
+    "/console/../api/app.py",
+    "/console/more/style.css",
+    "/console/files/0123456789abcdef/login.html",
+    "/console/files/0123456789abcdef/none.js",
+    "/console/files",
+    "/console/texts/en.json",
+    "/console/vendor/uplot/README.md",
+    "/console/vendor/uplot",
+    "/pair/more",
+    "/nothing",
 )
-async def test_unknown_paths_are_not_found(app: QuartTrio, path: str) -> None:
-    response = await app.test_client().get(path)
-    assert response.status_code == 404
-    assert response.content_type == "text/plain; charset=utf-8"
+
+
+async def test_unknown_paths_are_not_found(app: QuartTrio) -> None:
+    for path in UNKNOWN_PATHS:
+        response = await app.test_client().get(path)
+        assert response.status_code == 404, path
+        assert response.content_type == "text/plain; charset=utf-8", path
 
 
 @pytest.mark.parametrize(("language", "title"), [("en", "Page not found"), ("de", "Seite nicht gefunden")])

@@ -135,14 +135,14 @@ async def test_requests_without_a_valid_token_are_refused(tmp_path: Path, path: 
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", ["", "/state", "/users", "/shares", "/activity"])
 @pytest.mark.parametrize("device_id", [SECOND, UNKNOWN])
-async def test_devices_of_other_users_are_not_found(tmp_path: Path, path: str, device_id: str) -> None:
+async def test_devices_of_other_users_are_not_found(tmp_path: Path, device_id: str) -> None:
     async with open_household(tmp_path) as house:
         await house.give("bob", "owner")
-        answer = await house.ask("GET", f"/devices/{device_id}{path}", by="bob")
-        there = await house.ask("GET", f"/devices/{STRANGE}{path}", by="bob")
-        assert (answer.status, answer.body) == (404, there.body)
+        for path in ("", "/state", "/users", "/shares", "/activity"):
+            answer = await house.ask("GET", f"/devices/{device_id}{path}", by="bob")
+            there = await house.ask("GET", f"/devices/{STRANGE}{path}", by="bob")
+            assert (answer.status, answer.body) == (404, there.body), path
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ async def test_an_owner_renames(tmp_path: Path) -> None:
         assert (await one(house))["name"] == "Küche ☕"
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb", "a\x00", None, 7])
-async def test_invalid_name_is_refused(tmp_path: Path, name: Any) -> None:
+async def test_invalid_name_is_refused(tmp_path: Path) -> None:
     async with open_household(tmp_path) as house:
-        answer = await house.ask("PATCH", f"/devices/{MACHINE}", {"name": name})
-        assert answer.status == 400
-        assert (await one(house))["name"] == "Kitchen"
+        for name in ("", "  ", "x" * 101, "a\nb", "a\x00", None, 7):
+            answer = await house.ask("PATCH", f"/devices/{MACHINE}", {"name": name})
+            assert answer.status == 400, name
+            assert (await one(house))["name"] == "Kitchen", name
 
 
 async def test_only_owners_rename(tmp_path: Path) -> None:

@@ -298,13 +298,12 @@ async def test_pairing_needs_a_session(tmp_path: Path) -> None:
             assert (await house.ask("POST", f"/devices/{path}", body, by=None)).status == 401
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"deviceId": NEW}, {"deviceId": 1, "token": ""}, {"deviceId": "x" * 321}]
-)
 @pytest.mark.parametrize("path", ["claim", "claim-share"])
-async def test_malformed_pairing_request_is_refused(tmp_path: Path, body: Any, path: str) -> None:
+async def test_malformed_pairing_request_is_refused(tmp_path: Path, path: str) -> None:
+    bodies: list[Any] = [{}, {"deviceId": NEW}, {"deviceId": 1, "token": ""}, {"deviceId": "x" * 321}]
     async with open_household(tmp_path) as house:
-        assert (await house.ask("POST", f"/devices/{path}", body)).status == 400
+        for body in bodies:
+            assert (await house.ask("POST", f"/devices/{path}", body)).status == 400, body
 
 
 @pytest.mark.parametrize("name", ["x" * 101, "a\x07"])

@@ -193,10 +193,10 @@ async def test_wrong_password_and_unknown_address_are_refused_alike(
 
 
 @pytest.mark.parametrize("path", ["google", "oidc", "facebook", "invite", "password"])
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"credential":1,"token":1,"email":1}', b"\xff"])
-async def test_a_body_of_another_shape_is_a_400(house: Household, path: str, body: bytes) -> None:
-    answer = await house.ask("POST", f"/auth/{path}", by=None, data=body)
-    assert answer.status == 400
+async def test_a_body_of_another_shape_is_a_400(house: Household, path: str) -> None:
+    for body in (b"", b"{}", b"[]", b'{"credential":1,"token":1,"email":1}', b"\xff"):
+        answer = await house.ask("POST", f"/auth/{path}", by=None, data=body)
+        assert answer.status == 400, body
 
 
 async def test_attempts_are_limited_by_address(house: Household) -> None:
