@@ -153,6 +153,10 @@ class Run:
                 since = Since(instance.own.get(device_id, 0), step.name)
                 for bus in (real, model):
                     await bus.release(device_id, since)
+            case "unsubscribe", (device_id,):
+                await real.now_us()  # the announcements up to now arrive before the answer
+                for bus in (real, model):
+                    await bus.unsubscribe(device_id)
             case "send", (target, payload):
                 assert real.send(target, payload)
                 assert model.send(target, payload)
