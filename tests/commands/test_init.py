@@ -8,7 +8,6 @@ import ssl
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from brewos_relay.settings import load_settings
 from brewos_relay.vocabulary import now_ms
 from support.certificates import write_certificate
 from support.process import environment
-from support.workers import needs_proc, state_of
+from support.workers import needs_proc, wait_until_asleep
 
 from .conftest import SECRET, Run, add_account, assert_refused, opened
 
@@ -369,9 +368,8 @@ def test_ctrl_c_of_a_process_leaves_no_half_file(tmp_path: Path) -> None:
         while b"URL [" not in shown:
             assert select.select([controller], [], [], 20)[0], shown
             shown += os.read(controller, 1024)
-        # readline misses a signal that comes just before it waits. A second one could come while Python ends.
-        while state_of(process.pid) != "S":  # sleeping, and not starting to
-            time.sleep(0.01)
+        # Python misses a signal that comes just before it waits. A second one could come while it ends.
+        wait_until_asleep(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     finally:

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,19 @@ def templates_of(pid: int) -> list[int]:
 def state_of(pid: int) -> str:
     """Return the state of a process: R if it runs, S if it sleeps, T if it is stopped, Z if it has ended."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Wait until a process has slept for a while: it waits for an event, and does not only begin to."""
+    before: tuple[str, list[str]] = ("", [])
+    for _ in range(200):
+        status = Path(f"/proc/{pid}/status").read_text()
+        now = state_of(pid), [line for line in status.splitlines() if "ctxt_switches" in line]
+        if now == before and now[0] == "S":
+            return
+        before = now
+        time.sleep(0.1)
+    raise AssertionError(f"the process {pid} does not sleep: {before}")
 
 
 def is_running(pid: int) -> bool:
