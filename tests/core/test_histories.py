@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -179,6 +180,16 @@ async def test_too_many_questions_are_answered_with_nothing() -> None:
     for _ in range(101):
         kept.histories.ask(ONE, 60.0, answers.append)
     assert answers == [None]
+
+
+async def test_messages_are_taken_over_at_a_given_time(autojump_clock: MockClock) -> None:
+    kept = Kept()
+    start = trio.current_time()
+    await trio.sleep(10)
+    kept.histories.take(ONE, (), status(pressure=1.0), changes_bytes=0, now=start + 9)
+    kept.histories.take(ONE, (), status(pressure=2.0), changes_bytes=0)
+    times = (await kept.samples()).times_s
+    assert [pytest.approx(at - start, abs=0.002) for at in times] == [9, 10]
 
 
 async def test_flat_states_are_taken_over_once(autojump_clock: MockClock) -> None:

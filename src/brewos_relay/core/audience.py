@@ -70,7 +70,10 @@ class Audience:
         return len(self._lagging)
 
     def __iter__(self) -> Iterator[ClientAttachment]:
-        return iter((*self._clients, *self._lagging))
+        clients = list(self._clients)
+        if self._lagging:
+            clients.extend(self._lagging)
+        return iter(clients)
 
     def join(self, client: ClientAttachment) -> None:
         """Attach a client: it gets every message from here on."""

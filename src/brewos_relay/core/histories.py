@@ -85,12 +85,14 @@ class Histories:
         whole: Message | None = None,
         *,
         changes_bytes: int,
+        now: float | None = None,
     ) -> None:
         """Take over merged changes, and the whole state that came after them.
 
-        `changes_bytes` is the size of the payloads of the changes.
+        `changes_bytes` is the size of the payloads of the changes. Without `now`, this reads the clock.
         """
-        now = trio.current_time()
+        if now is None:
+            now = trio.current_time()
         if (history := self._open(device_id, now)) is not None:
             history.take(changes, whole, now, changes_bytes=changes_bytes, most_bytes=self._most_bytes)
 

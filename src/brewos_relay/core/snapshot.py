@@ -183,7 +183,7 @@ class Snapshot:
             self._unsaved = True
             self._updated_at = now
             if self.histories is not None:
-                self._hand_over_whole()
+                self._hand_over_whole(now)
                 self.histories.mark(self._device_id, self._changes, self._others, now)
         return now - (self._updated_at if self._restored is None else self._restored.at)
 
@@ -425,10 +425,10 @@ class Snapshot:
             self._changes = []
         self._changes_bytes = 0
 
-    def _hand_over_whole(self) -> None:
+    def _hand_over_whole(self, now: float | None = None) -> None:
         """Let the history take over a whole state that waits for it."""
         if self._whole_waits and self.histories is not None and self._status is not None:
-            self.histories.take(self._device_id, (), self._status, changes_bytes=0)
+            self.histories.take(self._device_id, (), self._status, changes_bytes=0, now=now)
         self._whole_waits = False
 
     def hand_over(self) -> None:
@@ -439,7 +439,7 @@ class Snapshot:
     def end_history(self, now: float) -> None:
         """Let the history end here, because the device goes offline or to another instance."""
         if self.histories is not None:
-            self._hand_over_whole()
+            self._hand_over_whole(now)
             self._merge()
             self.histories.end(self._device_id, now)
             self.histories = None
