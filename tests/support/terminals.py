@@ -44,8 +44,9 @@ class Terminal:
     async def press(self, key: signal.Signals) -> int:
         """Press Ctrl-C or Ctrl-\\, and wait for the end."""
         self._process.send_signal(key)
-        with trio.fail_after(WITHIN_S):
+        with trio.move_on_after(WITHIN_S):
             return await self._process.wait()
+        raise AssertionError(f"{self.printed()}\nand it does not end")
 
 
 async def open_terminal(
