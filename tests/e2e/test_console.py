@@ -18,7 +18,7 @@ from sqlalchemy import update
 from brewos_relay.auth.passwords import hash_password
 from brewos_relay.commands.run_demo import demonstrate, find_port, prepare
 from brewos_relay.registry.access import give
-from brewos_relay.registry.accounts import set_password_hash
+from brewos_relay.registry.accounts import find_user_by_email, set_password_hash
 from brewos_relay.registry.issued_tokens import add_token, revoked_tokens
 from brewos_relay.registry.records import StoredState, StoredToken
 from brewos_relay.registry.schema import device_users
@@ -525,6 +525,41 @@ async def test_an_owner_shares_renames_and_removes(tmp_path: Path) -> None:
         await page.wait_for("location.pathname === '/'")
         await page.wait_for("document.querySelectorAll('#machines li').length === 1")
         assert complaints(page) == []
+
+
+async def test_one_link_invites_a_person_and_shares_the_machine(tmp_path: Path) -> None:
+    async with open_kitchen(tmp_path) as kitchen, kitchen.serving() as server, open_page() as page:
+        await settle_in(server, admin=True)
+        await sign_in(page, kitchen)
+        await page.wait_for("!document.querySelector('#share-email').hidden")
+        await page.write("#share-email", "ben@example.org")
+        await page.press("#share button")
+        await page.see("This link signs ben@example.org in and then offers this machine.")
+        url = await page.run("document.querySelector('#share-url').value")
+        assert "?" not in url, "servers and proxies log no secret"
+
+        await page.press("#sign-out")
+        await page.see("Sign in")
+        page.requests.clear()
+        await page.go(url)
+        await page.press("#accept")
+        await page.press("#skip")
+        await page.see(f"You were invited to use the machine {MACHINE}.")
+        assert not [one for one in page.requests if url[-20:] in one]
+        await page.press("#take")
+        await page.press("#done a")
+        await page.see("ben@example.org")
+        ben = await server.store.read(find_user_by_email, "ben@example.org")
+        access = ben and await server.store.access_of(ben.id, MACHINE)
+        assert access is not None
+        assert access.role == "member"
+        assert complaints(page) == []
+
+        # A link that was used leads to the machine after a sign-in by other means.
+        await page.go("about:blank")
+        await page.go(url)
+        await page.press("#accept")
+        await page.wait_for("location.search === '?next=/pair'")
 
 
 async def test_an_administrator_opens_pairing_and_releases_a_machine(tmp_path: Path) -> None:

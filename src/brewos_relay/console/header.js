@@ -41,9 +41,10 @@ export function showHeader(problem) {
   return session;
 }
 
-/** Show administrators the link to the server page. */
+/** Show administrators the link to the server page. Returns whether the user is one. */
 export async function showAdminLink() {
   const { isAdmin } = await sendSignedIn("GET", "/api/auth/me");
   byId("to-admin").href = `${base}/admin`;
   byId("to-admin").hidden = !isAdmin;
+  return isAdmin;
 }

@@ -3,7 +3,7 @@
 
 import { sendAnonymous, sendSignedIn } from "./api.js";
 import { byId, createElement, nextPage, onAction, setText } from "./dom.js";
-import { clearSession, startSession, storedSession } from "./login_session.js";
+import { clearSession, PAIRING, startSession, storedSession } from "./login_session.js";
 import { leavePush } from "./push.js";
 import { list, text } from "./texts.js";
 
@@ -27,6 +27,15 @@ function goToNextPage() {
 
 function inviteToken() {
   return new URLSearchParams(location.hash.slice(1)).get("invite");
+}
+
+/** Remove the link from the history. If it shares a machine too, that follows the sign-in. */
+function leaveLink() {
+  const linked = new URLSearchParams(location.hash.slice(1));
+  const share = { id: linked.get("device"), token: linked.get("share"), share: true };
+  const isShared = Boolean(share.id && share.token);
+  if (isShared) sessionStorage.setItem(PAIRING, JSON.stringify(share));
+  history.replaceState(null, "", location.pathname + (isShared ? "?next=/pair" : location.search));
 }
 
 /** Tell whether this link signs in without a click: both the server and the link belong to a demo. */
@@ -116,14 +125,14 @@ onAction(byId("accept"), problem, async () => {
     session = await sendAnonymous("POST", "/api/auth/invite", { token: inviteToken(), nonce: nonce() });
   } catch (failure) {
     if (failure.status === 401) {
-      history.replaceState(null, "", location.pathname + location.search);
+      leaveLink();
       start();
     }
     throw failure;
   }
   startSession(session);
   sessionStorage.removeItem(NONCE);
-  history.replaceState(null, "", location.pathname + location.search);
+  leaveLink();
   if (inDemo) {
     const { devices } = await sendSignedIn("GET", "/api/devices");
     return location.replace(devices.length === 1 ? `/machine/${devices[0].id}` : "/");

@@ -5,6 +5,8 @@ import { text } from "./texts.js";
 const KEY = "brewos_session";
 /** Where the machines are stored that the server sends notifications about, as long as the session lasts. */
 export const PUSH_DEVICES = "brewos_relay_push_devices";
+/** Where a tab keeps the pairing or share that its user has opened. */
+export const PAIRING = "brewos_relay_pairing";
 const SOON_MS = 5 * 60 * 1000;
 
 /** Thrown without a login session, or when it has ended. */

@@ -10,7 +10,7 @@ import { Link } from "./link.js";
 import { addLogLine } from "./log.js";
 import { SignedOut } from "./login_session.js";
 import { hideLastKnown, showLastKnown, showPresence, showReading } from "./readings.js";
-import { startSharing } from "./sharing.js";
+import { offerInvites, startSharing } from "./sharing.js";
 import { ShotCard } from "./shot.js";
 import { mergeOldStatus, mergeStatus, readStatus } from "./state.js";
 import { text } from "./texts.js";
@@ -205,5 +205,5 @@ if (session) {
   setInterval(() => link.state === "waiting" && showLink(link), 1000);
   link.start();
   pollWhileVisible(refresh, REFRESH_MS);
-  showAdminLink().catch(() => {});
+  showAdminLink().then((isAdmin) => isAdmin && offerInvites()).catch(() => {});
 }

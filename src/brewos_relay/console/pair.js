@@ -3,10 +3,9 @@
 import { sendSignedIn } from "./api.js";
 import { byId, goToLogin, onAction, setText } from "./dom.js";
 import { homePage, machinePage } from "./header.js";
-import { storedSession } from "./login_session.js";
+import { PAIRING, storedSession } from "./login_session.js";
 import { text } from "./texts.js";
 
-const KEY = "brewos_relay_pairing";
 const problem = byId("problem");
 
 /** Move the scanned token from the URL, which the browser history keeps, into this tab. */
@@ -14,14 +13,14 @@ function takeScanned() {
   const asked = new URLSearchParams(location.search);
   if (asked.get("id") && asked.get("token")) {
     const scanned = { id: asked.get("id"), token: asked.get("token"), share: asked.get("share") === "true" };
-    sessionStorage.setItem(KEY, JSON.stringify(scanned));
+    sessionStorage.setItem(PAIRING, JSON.stringify(scanned));
     history.replaceState(null, "", location.pathname);
   }
-  return JSON.parse(sessionStorage.getItem(KEY));
+  return JSON.parse(sessionStorage.getItem(PAIRING));
 }
 
 function showDone({ deviceId, name }) {
-  sessionStorage.removeItem(KEY);
+  sessionStorage.removeItem(PAIRING);
   for (const id of ["scanned", "typed"]) byId(id).hidden = true;
   setText(byId("notice"), text("pair.done"));
   byId("done").hidden = false;
@@ -42,7 +41,7 @@ onAction(byId("scanned"), problem, async () => {
   } catch (failure) {
     if (failure.status >= 400 && failure.status < 429) {
       // Trying again will not help.
-      sessionStorage.removeItem(KEY);
+      sessionStorage.removeItem(PAIRING);
       byId("scanned").hidden = true;
       byId("typed").hidden = false;
       byId("title").textContent = text("pair.title");

@@ -5,7 +5,7 @@ import { byId, copyField, createElement, onAction, setText } from "./dom.js";
 import { clockTime } from "./format.js";
 import { roleName, text } from "./texts.js";
 
-/** Set up sharing for an owner. */
+/** Set up sharing for an owner. An administrator may share with a person who has no account. */
 export async function startSharing(deviceId, problem) {
   const path = `/api/devices/${deviceId}`;
   async function refresh() {
@@ -28,13 +28,20 @@ export async function startSharing(deviceId, problem) {
 
   onAction(byId("share"), problem, async () => {
     const forMs = Number(byId("share-for").value);
+    const email = byId("share-email").value.trim();
+    const invite = email && (await sendSignedIn("POST", "/api/admin/invites", { email }));
     const made = await sendSignedIn("POST", `${path}/share`, {
       role: byId("share-role").value,
       ...(forMs && { until: Date.now() + forMs }),
+      ...(invite && { uses: 1 }),
     });
-    byId("share-url").value = made.url;
+    // The page for signing in takes the share from the link, and offers it after the sign-in.
+    byId("share-url").value = invite ? `${invite.url}&${new URLSearchParams({ device: deviceId, share: made.token })}` : made.url;
+    for (const id of ["share-qr", "share-code"]) byId(id).hidden = Boolean(invite);
     byId("share-qr").src = picture(made.qr);
     setText(byId("share-code"), made.manualCode);
+    setText(byId("share-about"), invite ? text("share.invited", { email: invite.email }) : text("share.explained"));
+    byId("share-email").value = "";
     setText(byId("share-copy"), text("share.copy"));
     byId("shared").hidden = false;
     await refresh();
@@ -46,6 +53,11 @@ export async function startSharing(deviceId, problem) {
 
   byId("sharing").hidden = false;
   await refresh();
+}
+
+/** Offer an administrator to share with a person who has no account. */
+export function offerInvites() {
+  for (const part of [byId("share-email"), ...byId("share-email").labels]) part.hidden = false;
 }
 
 /** Convert an inline SVG to a data URL. */
