@@ -73,6 +73,33 @@ async def test_recorded_samples_join_live_ones_without_a_gap_or_a_double(tmp_pat
         ) == [{"at": 1, "brew": 2}]
 
 
+async def test_narrow_chart_loads_fewer_samples_and_draws_no_steps(tmp_path: Path) -> None:
+    async with open_module(tmp_path, "trend.js") as page:
+        script = """(async () => {
+          const session = { accessToken: "a", expiresAt: Date.now() + 3600000 };
+          localStorage.setItem("brewos_session", JSON.stringify(session));
+          const asked = [];
+          globalThis.fetch = async (path) => {
+            asked.push(path);
+            const atMs = Date.now();
+            const timesMs = [atMs - 12000, atMs - 8000, atMs - 4000, atMs];
+            const rest = timesMs.map(() => false);
+            const values = { brewTemp: [90, 91, 92, 93] };
+            return Response.json({ atMs, timesMs, brewing: rest, online: rest.map(() => true), values });
+          };
+          const found = [];
+          for (const width of [300, 900, 0]) {
+            const trend = new module.Trend("BRW-0000001A");
+            await trend.load(width);
+            found.push([asked.at(-1).split("?")[1], trend.history.samples.map(({ brew }) => brew)]);
+          }
+          return found;
+        })()"""
+        narrow, wide, hidden = await page.run(script)
+        assert narrow == ["apartMs=4000", [90, 91, 92, 93]]
+        assert wide == hidden == ["apartMs=2000", [90, 90, 91, 91, 92, 92, 93]]
+
+
 async def test_columns_end_at_gaps_and_hold_the_last_value(tmp_path: Path) -> None:
     async with open_module(tmp_path, "history.js") as page:
         script = """(() => {

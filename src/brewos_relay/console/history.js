@@ -1,7 +1,7 @@
 // The samples of the last minutes, for a chart.
 
 const HOLD_MS = 1000;
-const RARE_MS = 3000; // the relay sends recorded samples at least two seconds apart
+const RARE_MS = 3000; // changes of a machine come more often
 
 /** Samples `{at, …}`, sorted by time (ms since 1970). `gap: true` starts a time without data. */
 export class History {
@@ -11,12 +11,12 @@ export class History {
     this.lengthMs = lengthMs;
   }
 
-  add(sample) {
+  add(sample, rareMs = RARE_MS) {
     const last = this.samples.at(-1);
     // After a reconnect, the relay repeats the last known state, which may be older than the last sample.
     if (last && sample.at < last.at) sample = { ...sample, at: last.at };
     // Machines send only changes, so the old value held until shortly before this one.
-    if (last && !last.gap && sample.at - last.at > RARE_MS) {
+    if (last && !last.gap && sample.at - last.at > rareMs) {
       this.samples.push({ ...last, at: sample.at - HOLD_MS });
     }
     this.samples.push(sample);
@@ -30,14 +30,15 @@ export class History {
 
   /**
    * Take what the relay has recorded until the time `until`. It replaces the own samples of that time: the relay knows
-   * more after an absence of this page, and less after a restart.
+   * more after an absence of this page, and less after a restart. At rest, it has a sample each `apartMs` at most.
    */
-  merge(recorded, until) {
+  merge(recorded, until, apartMs = 0) {
+    const rareMs = Math.max(RARE_MS, 1.5 * apartMs);
     if (!recorded.length) return;
     const own = this.samples;
     const first = recorded[0].at;
     this.samples = own.filter(({ at }) => at < first);
-    for (const sample of recorded) sample.gap ? this.interrupt(sample.at) : this.add(sample);
+    for (const sample of recorded) sample.gap ? this.interrupt(sample.at) : this.add(sample, rareMs);
     for (const sample of own) {
       if (sample.at > until) sample.gap ? this.interrupt(sample.at) : this.add(sample);
     }

@@ -144,7 +144,7 @@ let charts = null;
 async function catchUp() {
   charts ??= openCharts();
   try {
-    await trend.load();
+    await trend.load(byId("trend").clientWidth);
     await shot.refresh();
   } catch (failure) {
     if (failure instanceof SignedOut) goToLogin({ expired: true });
