@@ -322,6 +322,17 @@ def test_too_long_number_is_rejected() -> None:
     assert_rejected(make_token(payload.encode()), because="malformed")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_claims_may_have_any_encoding_of_json(encoding: str) -> None:
+    payload = json.dumps(content(userId="zoë"), ensure_ascii=False).encode(encoding)
+    assert RING.verify(make_token(payload)).user_id == "zoë"
+
+
+def test_last_one_of_repeated_claims_counts() -> None:
+    payload = json.dumps(content()).encode().replace(b"{", b'{"userId": "eve", ', 1)
+    assert RING.verify(make_token(payload)).user_id == content()["userId"]
+
+
 def test_time_claim_may_have_a_fraction() -> None:
     assert RING.verify(make_token(content(exp=NOW_S + 36_000.9))).expires_at_s == NOW_S + 36_000
 
