@@ -285,3 +285,53 @@ async def test_without_a_thread_lookups_fail_and_later_ones_succeed(monkeypatch:
         with trio.fail_after(DEADLINE_S):
             assert await batcher.find("a") == "A"
         nursery.cancel_scope.cancel()
+
+
+async def test_each_wait_ends_at_its_own_time_and_the_query_goes_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    table = Table()
+    ended: dict[str, float] = {}
+    failures: list[bool] = []
+    batcher = BatchedLookup(
+        table.query, limiter=trio.CapacityLimiter(1), on_answer=lambda _, failed: failures.append(failed)
+    )
+
+    async def wait(answer: Answer[str, str], name: str, until: float) -> None:
+        with pytest.raises(RegistryError, match="did not answer in time"):
+            await answer.wait(until=until)
+        ended[name] = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run)
+        started = trio.current_time()
+        async with trio.open_nursery() as waiting:
+            for name, after_s in {"c": 3, "a": 1, "b": 2, "late": -1}.items():
+                waiting.start_soon(wait, batcher.ask("one"), name, started + after_s)
+        ends_after_s = {"a": 1.0, "b": 2.0, "c": 3.0, "late": 0.0}
+        assert ended == pytest.approx({name: started + s for name, s in ends_after_s.items()})
+        joined = batcher.ask("two")
+        assert not joined.is_there
+        table.release(2)
+        assert await joined.wait() == "TWO"
+        nursery.cancel_scope.cancel()
+    assert set().union(*table.queries) == {"one", "two"}
+    assert failures == [True] * 4 + [False]
+
+
+async def test_a_query_that_waits_for_its_limiter_is_started_after_a_wait_has_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    table = Table()
+    table.release()
+    limiter = trio.CapacityLimiter(1)
+    batcher = BatchedLookup(table.query, limiter=limiter)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batcher.run)
+        async with limiter:
+            asked, also_asked = batcher.ask("a"), batcher.ask("b")
+            with pytest.raises(RegistryError, match="did not answer in time"):
+                await asked.wait(until=trio.current_time() + 1)
+        assert await also_asked.wait() == "B"
+        nursery.cancel_scope.cancel()
+    assert (table.queries, limiter.borrowed_tokens) == ([{"a", "b"}], 0)

@@ -355,6 +355,22 @@ async def test_other_key_is_recorded_and_refused_while_no_machine_has_connected(
         assert store.challengers == [(DEVICE_ID, hash_secret(NEXT_KEY))] * asked
 
 
+@pytest.mark.parametrize("slow", ["is it recorded", "note this key"])
+async def test_a_registry_that_cannot_record_another_key_in_time_is_503(
+    autojump_clock: trio.testing.MockClock, slow: str
+) -> None:
+    class SlowStore(FakeStore):
+        async def _answer(self, question: str) -> None:
+            if question == slow:
+                await trio.sleep(60)
+
+    store = SlowStore()
+    store.device = replace(store.device, unproven_since_ms=1)
+    began_at = trio.current_time()
+    await see_refusal(admission(store=store), device_request(key=NEXT_KEY), 503)
+    assert trio.current_time() - began_at == pytest.approx(Limits().admission_s)
+
+
 async def test_the_key_of_an_earlier_pairing_is_accepted_if_the_device_returns_to_it() -> None:
     store = FakeStore()
     store.device = replace(store.device, former_key_hash=hash_secret(NEXT_KEY))

@@ -1,6 +1,11 @@
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+
+import trio
+
+from brewos_relay.errors import RegistryError
 
 
 class LateAnswer:
@@ -12,8 +17,10 @@ class LateAnswer:
         self._ask = ask
         self._about = about
 
-    async def wait(self) -> Any:
-        return await self._ask(*self._about)
+    async def wait(self, *, until: float = math.inf) -> Any:
+        with trio.move_on_at(until):
+            return await self._ask(*self._about)
+        raise RegistryError("no answer in time")
 
 
 def late(find: Callable[..., Awaitable[Any]]) -> Callable[..., LateAnswer]:

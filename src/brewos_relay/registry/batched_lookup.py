@@ -1,5 +1,6 @@
 """Batched lookups: concurrent lookups of the same kind share one query."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ OnAnswer = Callable[[float, bool], None]
 """Called for each answer with how long the caller waited, in s, and whether the lookup failed."""
 
 
+_OVERDUE: Final = RegistryError("the registry did not answer in time")
+
+
 def _ignore(_waited_s: float, _failed: bool) -> None:
     pass
 
@@ -27,14 +31,43 @@ def _ignore(_waited_s: float, _failed: bool) -> None:
 class _Batch(Generic[K, V]):
     """Keys that are looked up in one query, and the result."""
 
-    __slots__ = ("answered", "failure", "found", "keys")
+    __slots__ = ("failure", "found", "is_answered", "keys", "waiting")
 
     def __init__(self) -> None:
         self.keys: set[K] = set()
-        self.answered = trio.Event()
+        self.is_answered = False
+        self.waiting: dict[trio.lowlevel.Task, float] = {}
+        """The tasks that wait for the answer, and until when (trio time)."""
         self.found: Mapping[K, V] = {}
         # Stays if the query never completes.
         self.failure: Exception | None = RegistryError("the registry is closed")
+
+    async def wait(self, until: float) -> None:
+        """Wait until the query is answered, or `end_waits` is called with this time or a later one."""
+        task = trio.lowlevel.current_task()
+
+        def stop_waiting(_raise_cancel: object) -> trio.lowlevel.Abort:
+            del self.waiting[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.waiting[task] = until
+        await trio.lowlevel.wait_task_rescheduled(stop_waiting)
+
+    def answer(self) -> None:
+        """Let all waiting tasks continue: the query is answered."""
+        self.is_answered = True
+        self.end_waits(math.inf)
+
+    def end_waits(self, now: float) -> float:
+        """Let the tasks continue that wait until `now` at most. Return until when the next one waits."""
+        next_until = math.inf
+        for task, until in list(self.waiting.items()):
+            if until <= now:
+                del self.waiting[task]
+                trio.lowlevel.reschedule(task)
+            else:
+                next_until = min(next_until, until)
+        return next_until
 
 
 class Answer(Generic[K, V]):
@@ -51,18 +84,21 @@ class Answer(Generic[K, V]):
     @property
     def is_there(self) -> bool:
         """Whether `wait` returns at once."""
-        return self._batch.answered.is_set()
+        return self._batch.is_answered
 
-    async def wait(self) -> V | None:
+    async def wait(self, *, until: float = math.inf) -> V | None:
         """Return the value of the key, None if it is missing. Raises RegistryError if the query failed.
 
-        Cancelling it does not affect the other lookups of the query.
+        It also raises RegistryError if there is no answer `until` a time (trio time). This costs less than a
+        cancel scope around it. Cancelling it does not affect the other lookups of the query.
         """
         batch = self._batch
-        if not batch.answered.is_set():  # several answers of one query cost one wait
+        if not batch.is_answered:  # several answers of one query cost one wait
             self._lookup.begin()
-            await batch.answered.wait()
-        failure = batch.failure
+        if not batch.is_answered:  # it is, if no thread was available
+            self._lookup.expect_answer(until)
+            await batch.wait(until)
+        failure = batch.failure if batch.is_answered else _OVERDUE
         self._lookup.on_answer(time.perf_counter() - self._asked_s, failure is not None)
         if failure is not None:
             raise RegistryError(str(failure)) from failure
@@ -97,6 +133,7 @@ class BatchedLookup(Generic[K, V]):
         self._is_busy = False  # a thread runs, or the next query waits for the limiter
         self._in_thread = False
         self._queued = trio.Event()  # set if the next query has to wait for the limiter
+        self._overdue = trio.CancelScope()  # its deadline is when the first wait is to end
         self._closed = False
         self._ended = trio.Event()  # set when a query has ended after that
 
@@ -127,6 +164,20 @@ class BatchedLookup(Generic[K, V]):
             self._queued.set()
         else:
             self._start()
+
+    def expect_answer(self, until: float) -> None:
+        """End a wait at this time (trio time). One timer serves all waits."""
+        if until < self._overdue.deadline:
+            self._overdue.deadline = until
+
+    def _end_overdue_waits(self) -> None:
+        now = trio.current_time()
+        with self._lock:
+            batches = self._gathering, self._running
+        self._overdue = trio.CancelScope()
+        for batch in batches:
+            if batch is not None:
+                self.expect_answer(batch.end_waits(now))
 
     def _start(self) -> None:
         token = trio.lowlevel.current_trio_token()
@@ -163,7 +214,7 @@ class BatchedLookup(Generic[K, V]):
         self._is_busy = self._in_thread = False
         batch, self._running = self._running, None
         assert batch is not None
-        batch.answered.set()
+        batch.answer()
         if self._closed:
             self._ended.set()
         else:
@@ -173,13 +224,15 @@ class BatchedLookup(Generic[K, V]):
         """Serve until cancelled, and wait for a query that runs. Lookups that still wait then fail."""
         try:
             while True:
-                await self._queued.wait()
-                self._queued = trio.Event()
-                await self._limiter.acquire_on_behalf_of(self)
-                self._start()
+                with self._overdue:
+                    await self._queued.wait()
+                    await self._limiter.acquire_on_behalf_of(self)
+                    self._queued = trio.Event()
+                    self._start()
+                self._end_overdue_waits()
         finally:
             self._closed = True
-            self._gathering.answered.set()
+            self._gathering.answer()
             with trio.move_on_after(_CLOSE_S, shield=True):
                 if self._in_thread:
                     await self._ended.wait()

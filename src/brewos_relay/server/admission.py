@@ -188,21 +188,27 @@ class Admission:
     async def _check_in_time(
         self, request: Request, network: str
     ) -> DeviceEntry | ClientEntry | TokenRefused:
-        with suppress(RegistryError), trio.move_on_after(self._relay.limits.admission_s):
+        # Each wait ends by itself: a cancel scope around them takes a twentieth of an admission.
+        deadline = trio.current_time() + self._relay.limits.admission_s
+        with suppress(RegistryError):
             while True:
                 revision = self._revision()
-                entry = await self._check(request, network)
+                entry = await self._check(request, network, deadline)
                 if revision == self._revision():
                     return entry
+                if trio.current_time() >= deadline:
+                    break
         raise Denied("registry", 503, "the registry does not answer", headers={"Retry-After": "5"})
 
-    async def _check(self, request: Request, network: str) -> DeviceEntry | ClientEntry | TokenRefused:
+    async def _check(
+        self, request: Request, network: str, deadline: float
+    ) -> DeviceEntry | ClientEntry | TokenRefused:
         if request.path == DEVICE_PATH:
-            return await self._check_device(request.parameters(), network)
+            return await self._check_device(request.parameters(), network, deadline)
         if request.path in CLIENT_PATHS:
             self._check_origin(request)
             try:
-                return await self._check_client(request.parameters(), network)
+                return await self._check_client(request.parameters(), network, deadline)
             except Denied as refusal:
                 # A browser does not tell a page the status of a refusal, so the page would retry forever.
                 if refusal.reason != _NO_ACCESS or "origin" not in request.headers:
@@ -210,7 +216,7 @@ class Admission:
                 return TokenRefused(refusal.message, cause=refusal.reason)
         raise Denied("no_websocket_here", 404, "no WebSocket is served at this path")
 
-    async def _check_device(self, parameters: dict[str, str], network: str) -> DeviceEntry:
+    async def _check_device(self, parameters: dict[str, str], network: str, deadline: float) -> DeviceEntry:
         key = parameters.get("key", "")
         device_id = _device_id(parameters.get("id"), name="id")
         if not is_key(key):
@@ -218,13 +224,13 @@ class Admission:
         asked = self._store.ask_device(device_id)
         wants_state = not self._relay.knows_state(device_id, for_s=self._relay.limits.admission_s)
         asked_state = self._store.ask_state(device_id) if wants_state else None
-        device = await asked.wait()
+        device = await asked.wait(until=deadline)
         presented_hash = hash_secret(key)
         is_current_key = hash_matches(presented_hash, device.key_hash if device is not None else None)
         next_hashes = device.next_key_hashes if device is not None else ()
         is_next_key = any(hash_matches(presented_hash, key_hash) for key_hash in next_hashes)
         if not is_current_key and not is_next_key:
-            if device is None or not await self._restores_former_pairing(device, presented_hash):
+            if device is None or not await self._restores_former_pairing(device, presented_hash, deadline):
                 raise Denied("wrong_key", 401, "unknown device or wrong key")
             return DeviceEntry(device_id, presented_hash, network)
         if self._relay.is_contested(device_id):
@@ -234,24 +240,26 @@ class Admission:
         is_unproven = device is not None and device.unproven_since_ms is not None
         if is_next_key or is_unproven:
             await self._record_use(
-                device_id, presented_hash, is_next_key=is_next_key, is_unproven=is_unproven
+                device_id, presented_hash, deadline, is_next_key=is_next_key, is_unproven=is_unproven
             )
         anonymous = device is not None and device.anonymous
         state = None
         if asked_state is not None and not anonymous:
             # With a slow registry, admit the machine without its state.
-            state = await known_state(asked_state, device_id, within_s=self._relay.limits.admission_s / 8)
+            within_s = self._relay.limits.admission_s / 8
+            state = await known_state(asked_state, device_id, within_s=within_s, deadline=deadline)
         return DeviceEntry(device_id, presented_hash, network, anonymous, state)
 
     async def _record_use(
-        self, device_id: str, key_hash: bytes, *, is_next_key: bool, is_unproven: bool
+        self, device_id: str, key_hash: bytes, deadline: float, *, is_next_key: bool, is_unproven: bool
     ) -> None:
         """Record that a machine used its next key, or an unproven one. Raises Refusal if the key has ended.
 
         If the registry cannot be written, a machine with a valid key is admitted and the write is held. Until
         it is written, the keys before the next key remain valid.
         """
-        with suppress(RegistryError), trio.move_on_after(self._relay.limits.admission_s / 2):
+        ends_at = min(trio.current_time() + self._relay.limits.admission_s / 2, deadline)
+        with suppress(RegistryError), trio.move_on_at(ends_at):
             if is_next_key and not await self._store.write(
                 use_next_key, device_id, key_hash, now_ms=now_ms()
             ):
@@ -261,16 +269,20 @@ class Admission:
             return
         self._store.hold_use(device_id, key_hash, "next" if is_next_key else "confirmed")
 
-    async def _restores_former_pairing(self, device: Device, presented_hash: bytes) -> bool:
+    async def _restores_former_pairing(self, device: Device, presented_hash: bytes, deadline: float) -> bool:
         """Record that a machine presented another key, if that decides who owns the device.
 
         Return True if the device returned to its former pairing, so that this key works now.
         """
         if not is_of_interest(device, presented_hash):
             return False
-        if await self._store.read(is_recorded, device, presented_hash):
-            return False
-        return await self._store.write(connected_with_other_key, device.id, presented_hash, now_ms=now_ms())
+        with trio.move_on_at(deadline):
+            if await self._store.read(is_recorded, device, presented_hash):
+                return False
+            return await self._store.write(
+                connected_with_other_key, device.id, presented_hash, now_ms=now_ms()
+            )
+        raise RegistryError("the registry did not answer in time")
 
     def _check_origin(self, request: Request) -> None:
         """Refuse pages of foreign origins. Programs other than browsers send no origin."""
@@ -281,7 +293,9 @@ class Admission:
         if not self._proxy_trust.origin_allowed(origin, caller, self._allowed_origins):
             raise Denied("origin", 403, "pages of this origin may not connect")
 
-    async def _check_client(self, parameters: dict[str, str], network: str) -> ClientEntry | TokenRefused:
+    async def _check_client(
+        self, parameters: dict[str, str], network: str, deadline: float
+    ) -> ClientEntry | TokenRefused:
         token = parameters.get("token")
         if not token:
             raise Denied("parameters", 400, "the parameter 'token' is missing")
@@ -299,17 +313,17 @@ class Admission:
         asked_access = store.ask_access(claims.user_id, device_id) if not by_token else None
         asked_device = store.ask_device(device_id)
         if asked_session is not None:
-            session = await asked_session.wait()
+            session = await asked_session.wait(until=deadline)
             if session is None or session.user_id != claims.user_id:
                 return TokenRefused("the session has ended")
-        if asked_revoked is not None and await asked_revoked.wait() is not None:
+        if asked_revoked is not None and await asked_revoked.wait(until=deadline) is not None:
             return TokenRefused("the token has been revoked")
-        access = await asked_access.wait() if asked_access is not None else None
+        access = await asked_access.wait(until=deadline) if asked_access is not None else None
         rights = rights_of(principal, device_id, access)
         if rights is None:
             raise Denied(_NO_ACCESS, 403, "no access to this device")
         grant = grant_to(principal, rights)
-        device = await asked_device.wait()
+        device = await asked_device.wait(until=deadline)
         if self._others is not None:
             await self._others.find(device_id)
         # The last check, so that no other client attaches in between.
