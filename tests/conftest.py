@@ -1,6 +1,7 @@
 """What holds for all tests, and what tests of several folders share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -38,6 +39,9 @@ LONGEST = (
 def pytest_configure() -> None:
     if problem := check_build(os.environ.get("BREWOS_RELAY_BUILD_TESTS")):
         raise pytest.UsageError(problem)
+    # A shell makes its background jobs ignore Ctrl-C. The programs that tests interrupt would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
