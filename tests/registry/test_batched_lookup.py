@@ -107,16 +107,17 @@ async def test_several_may_look_up_the_same_key() -> None:
     table.release()
     found = []
 
-    async def find(batcher: BatchedLookup[str, str]) -> None:
-        found.append(await batcher.find("a"))
+    async def wait(answer: Answer[str, str]) -> None:
+        found.append(await answer.wait())
         if len(found) == 3:
             nursery.cancel_scope.cancel()
 
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
             batcher = make_batcher(table)
-            for _ in range(3):
-                nursery.start_soon(find, batcher)
+            # All are asked before one waits: the thread that the first one starts may take the keys at once.
+            for answer in [batcher.ask("a") for _ in range(3)]:
+                nursery.start_soon(wait, answer)
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(batcher.run)
     assert found == ["A", "A", "A"]
