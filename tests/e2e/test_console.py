@@ -550,7 +550,8 @@ async def test_one_link_invites_a_person_and_shares_the_machine(tmp_path: Path) 
         await page.press("#done a")
         await page.see("ben@example.org")
         ben = await server.store.read(find_user_by_email, "ben@example.org")
-        access = ben and await server.store.access_of(ben.id, MACHINE)
+        assert ben is not None
+        access = await server.store.access_of(ben.id, MACHINE)
         assert access is not None
         assert access.role == "member"
         assert complaints(page) == []
