@@ -1,8 +1,9 @@
 """TLS in a transport, against a client that sends exact records over real sockets."""
 
+import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -33,7 +34,7 @@ def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
     return found
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def tls_pair(
     server: ssl.SSLContext, version: ssl.TLSVersion = VERSIONS[1], *, full: bool = False
 ) -> AsyncIterator[tuple[TlsTransport, TlsClient]]:
@@ -120,8 +121,9 @@ async def test_a_peer_that_resets_is_gone(server: ssl.SSLContext) -> None:
             await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), server)
 
 
+@pytest.mark.parametrize("resets", [False, True])
 async def test_a_peer_that_leaves_in_the_middle_is_gone(
-    server: ssl.SSLContext, version: ssl.TLSVersion
+    server: ssl.SSLContext, version: ssl.TLSVersion, resets: bool
 ) -> None:
     with trio.fail_after(5), tcp_pair() as (near, far):
         client = TlsClient(far, version)
@@ -132,7 +134,10 @@ async def test_a_peer_that_leaves_in_the_middle_is_gone(
 
             async def leave() -> None:
                 await trio.testing.wait_all_tasks_blocked()
-                far.close()
+                if resets:
+                    reset(far)
+                else:
+                    far.shutdown(socket.SHUT_WR)
 
             nursery.start_soon(leave)
             with pytest.raises(PeerGone):
@@ -185,6 +190,29 @@ async def test_written_bytes_arrive(server: ssl.SSLContext, version: ssl.TLSVers
         assert not transport.broken
 
 
+async def test_data_that_comes_with_the_handshake_is_read_first(server: ssl.SSLContext) -> None:
+    with trio.fail_after(5), tcp_pair() as (near, far):
+        client = TlsClient(far)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(ssl.SSLWantReadError):
+                    client.tls.do_handshake()
+                await client.send_pending()
+                await client.read_socket()
+                client.tls.do_handshake()
+                client.tls.write(b"early")
+                await client.say_goodbye()  # all of it in one segment
+
+            nursery.start_soon(ask)
+            transport = await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), server)
+        await trio.lowlevel.wait_readable(near)
+        assert await read(transport) == b"early"
+        assert await read(transport) == b""
+        assert not transport.broken
+        transport.close()
+
+
 async def test_a_write_larger_than_a_record_is_written_at_once_if_there_is_room(
     server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
@@ -196,19 +224,39 @@ async def test_a_write_larger_than_a_record_is_written_at_once_if_there_is_room(
         assert await client.read(len(data)) == data
 
 
-async def test_every_record_shows_in_the_socket_until_it_is_read(
+async def test_all_available_records_are_read_together(
     server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     """A poller sees the socket only: no data may wait inside OpenSSL."""
     sizes = [1, 16_384, 5, 600, 16_384, 1]
     async with tls_pair(server, version) as (transport, client), open_poller() as poller:
-        received: list[bytes] = []
-        await client.send_raw(b"".join(client.record(bytes(size)) for size in sizes))
-        poller.watch(transport.fd, Calls(transport.read, received.append))
-        while sum(map(len, received)) < sum(sizes):
+        received = bytearray()
+        data = b"".join(bytes([number]) * size for number, size in enumerate(sizes))
+        records, at = [], 0
+        for size in sizes:
+            records.append(client.record(data[at : at + size]))
+            at += size
+        await client.send_raw(records[0] + records[1])
+        assert await read(transport) == data[: sizes[0] + sizes[1]]
+        await client.send_raw(b"".join(records[2:]))
+        poller.watch(transport.fd, Calls(transport.read, received.extend))
+        while len(received) < sum(sizes[2:]):
             await trio.lowlevel.checkpoint()
-        assert [len(data) for data in received] == sizes
         poller.unwatch(transport.fd)
+        assert received == data[sizes[0] + sizes[1] :]
+
+
+async def test_last_byte_of_a_large_record_completes_it(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    data = bytes(range(256)) * 64
+    async with tls_pair(server, version) as (transport, client):
+        record = client.record(data)
+        await client.send_raw(record[:-1])
+        await transport.wait_readable()
+        assert transport.read() is None
+        await client.send_raw(record[-1:])
+        assert await read(transport) == data
 
 
 async def test_half_a_record_is_nothing_yet(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
@@ -220,6 +268,51 @@ async def test_half_a_record_is_nothing_yet(server: ssl.SSLContext, version: ssl
             assert transport.read() is None
         await client.send_raw(record[-1:])
         assert await read(transport) == b"a message"
+
+
+async def test_a_large_write_is_sent_in_parts(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    async with tls_pair(server, version) as (transport, client):
+        transport.owner = RecordingOwner()
+        transport._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 150_000)
+        data = bytes(range(256)) * 4000
+        assert transport.write(data)
+        assert 0 < transport.outbox_bytes < len(data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: transport.flush(stall_s=5))
+            assert await client.read(len(data)) == data
+
+
+async def test_held_writes_arrive_in_order(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    """They are encrypted first, and sent later."""
+    async with tls_pair(server, version) as (transport, client), tls_pair(server) as (other, other_client):
+        transport.owner = other.owner = RecordingOwner(may_start=False)
+        sizes = [600, 5000, LIMIT, 600]  # small, too large to encrypt ahead, and more than may be held
+        data = [bytes([number]) * size for number, size in enumerate(sizes)]
+        for each in data[:2]:
+            with transport.write_batch:
+                assert transport.write(each)
+            assert await client.read(len(each)) == each
+        other.write_batch = transport.write_batch
+        async with trio.open_nursery() as nursery:
+            transport.owner = RecordingOwner()
+            with transport.write_batch:
+                for each in data[2:]:
+                    assert transport.write(each)
+                assert other.write(b"of the other")
+                assert other.write(b" connection")
+            nursery.start_soon(lambda: transport.flush(stall_s=5))
+            assert await client.read(LIMIT + 600) == data[2] + data[3]
+        assert await other_client.read(23) == b"of the other connection"
+
+
+async def test_write_that_is_held_twice_in_a_pass_is_encrypted_once(server: ssl.SSLContext) -> None:
+    async with tls_pair(server) as (transport, client):
+        transport.limit_outbox(1000)
+        with transport.write_batch:
+            assert transport.write(b"a" * 600)
+            assert transport.write(b"b" * 600)
+            assert transport.write_batch.held == [transport, transport]
+        assert await client.read(1200) == b"a" * 600 + b"b" * 600
 
 
 async def test_unsent_bytes_wait_and_are_written_in_order(
@@ -296,40 +389,79 @@ async def test_end_without_close_notify_is_an_end(server: ssl.SSLContext, versio
         assert await read(transport) == b""
 
 
-async def test_a_write_that_waits_for_reading_ends_the_connection(
-    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+async def test_records_before_an_invalid_one_are_read(
+    server: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
-    """A peer could send half of a handshake message, and never the rest."""
-
-    def send(_data: bytes) -> int:
-        raise ssl.SSLWantReadError
-
-    async with tls_pair(server) as (transport, client):
-        monkeypatch.setattr(transport._stream, "send", send)
-        assert transport.write(b"lost")
-        assert transport.outbox_bytes == 0
+    async with tls_pair(server, version) as (transport, client), open_poller() as poller:
+        received: list[bytes] = []
+        await client.send_raw(client.record(b"valid") + b"GET / HTTP/1.1\r\n\r\n")
+        poller.watch(transport.fd, Calls(transport.read, received.append))
+        while b"" not in received:
+            await trio.lowlevel.checkpoint()
+        poller.unwatch(transport.fd)
+        assert received[0] == b"valid"
         assert transport.broken
-        await transport.wait_readable()
-        assert transport.read() == b""
-        with pytest.raises(EOFError):
-            await client.read_record()
 
 
-async def test_a_read_that_waits_for_room_ends_the_connection(
-    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A peer could ask for new keys, and read nothing."""
+async def test_bytes_behind_the_end_of_one_connection_do_not_reach_another(server: ssl.SSLContext) -> None:
+    """The connections share the buffers of OpenSSL."""
+    async with (
+        tls_pair(server) as (ending, leaving),
+        tls_pair(server) as (broken, hostile),
+        tls_pair(server) as (transport, client),
+    ):
+        leaving.tls.write(b"last")
+        with pytest.raises(ssl.SSLWantReadError):
+            leaving.tls.unwrap()
+        await leaving.send_raw(leaving.outgoing.read() + b"behind the end")
+        await hostile.send_raw(b"GET / HTTP/1.1\r\n\r\n" * 100)
+        await client.send(b"first")
+        assert await read(ending) == b"last"
+        assert await read(transport) == b"first"
+        await client.send(b"second")
+        assert await read(broken) == b""
+        assert await read(transport) == b"second"
+        assert transport.write(b"answer")
+        assert await client.read_record() == b"answer"
 
-    def recv(_most_bytes: int) -> bytes:
-        raise ssl.SSLWantWriteError
 
-    async with tls_pair(server) as (transport, client):
-        monkeypatch.setattr(transport._stream, "recv", recv)
-        await client.send(b"x")
+async def test_alert_that_cannot_be_sent_is_dropped(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    """Half of a record has been sent, and the peer does not read the rest."""
+    async with tls_pair(server, version) as (transport, client):
+        fill_outbox(transport)
+        await client.send_raw(b"GET / HTTP/1.1\r\n\r\n")
         assert await read(transport) == b""
         assert transport.broken
-        with pytest.raises((EOFError, ConnectionResetError)):
-            await client.read_record()
+
+
+async def test_a_write_that_openssl_refuses_breaks_the_stream(server: ssl.SSLContext) -> None:
+    async with tls_pair(server) as (transport, client):
+        await client.send_raw(b"GET / HTTP/1.1\r\n\r\n")
+        await transport.wait_readable()
+        with transport.write_batch:
+            assert transport.write(b"lost")
+            assert transport.read() == b""
+        assert transport.outbox_bytes == 0
+        assert transport.broken
+
+
+async def test_failure_to_encrypt_ends_only_its_connection(
+    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoMemory:
+        def write(self, _data: bytes) -> int:
+            raise MemoryError
+
+    async with tls_pair(server) as (transport, _), tls_pair(server) as (other, other_client):
+        other.write_batch = transport.write_batch
+        transport.owner = owner = RecordingOwner()
+        with monkeypatch.context() as patch, transport.write_batch:
+            patch.setattr(transport._tls, "_tls", NoMemory())
+            assert transport.write(b"lost")
+            assert other.write(b"kept")
+            transport.write_batch.release()
+        assert [type(error) for error in owner.failures] == [MemoryError]
+        assert await other_client.read(4) == b"kept"
 
 
 # -- The end ----------------------------------------------------------------------------------------------
@@ -381,6 +513,35 @@ async def test_closing_sends_close_notify(server: ssl.SSLContext, version: ssl.T
         transport.close()
         assert await client.read_record() == b"last"
         assert await client.read_record() == b""
+
+
+async def test_data_before_close_notify_is_read_first(
+    server: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    """They come in one segment, and the peer keeps its end open."""
+    async with tls_pair(server, version) as (transport, client), open_poller() as poller:
+        received: list[bytes] = []
+        client.tls.write(b"last")
+        await client.say_goodbye()
+        poller.watch(transport.fd, Calls(transport.read, received.append))
+        while b"" not in received:
+            await trio.lowlevel.checkpoint()
+        poller.unwatch(transport.fd)
+        assert received[:2] == [b"last", b""]
+        assert not transport.broken
+
+
+async def test_finishing_in_the_middle_of_a_record_sends_no_close_notify(server: ssl.SSLContext) -> None:
+    async with tls_pair(server) as (transport, client):
+        written = fill_outbox(transport)
+        transport.finish_writing()
+        received = b""
+        with contextlib.suppress(EOFError):
+            while record := await client.read_record():
+                received += record
+        assert client.ended
+        assert written.startswith(received)
+        assert transport.outbox_bytes
 
 
 async def test_closing_in_the_middle_of_a_record_does_not_wait(server: ssl.SSLContext) -> None:

@@ -193,9 +193,11 @@ class IncomingConnection:
             if behind_proxy:
                 self._apply(await self._read_proxy_header())
             if port_policy.tls_context is not None:
-                if not begins_like_tls(await self._peek(1)):
+                received = await self._read_some()
+                if not begins_like_tls(received):
+                    self._received = received
                     raise Refusal(400, _NOT_TLS)
-                self.transport = await accept_tls(self.transport, port_policy.tls_context())
+                self.transport = await accept_tls(self.transport, port_policy.tls_context(), received)
                 self.secure = True
             return await self._read_head(limits.request_head_bytes)
         if not self._received:
@@ -248,6 +250,14 @@ class IncomingConnection:
         if not data:
             raise PeerGone("the peer closed in the middle of its request")
         return None
+
+    async def _read_some(self) -> bytes:
+        """Wait for data and return it. Raises PeerGone."""
+        while (data := self.transport.read()) is None:
+            await self.transport.wait_readable()
+        if not data:
+            raise PeerGone("the peer closed before it sent anything")
+        return data
 
     async def _peek(self, most_bytes: int) -> bytes:
         """Wait for data and return it without consuming it. Raises PeerGone."""

@@ -1,22 +1,23 @@
-"""TLS in a transport: a non-blocking SSLSocket in place of the socket.
+"""TLS in a transport: OpenSSL works in memory, between the transport and its socket.
 
-Memory BIOs would take several more calls for each read and write. OpenSSL reads no further than the record
-that it returns, and a record is always smaller than one read. So no data is left in OpenSSL while the socket
-has none, and a poller that watches the socket misses nothing.
+A read takes all available records from the socket. OpenSSL itself would read twice for each record: its
+header, then its content. No data waits in OpenSSL while the socket has none, so a poller that watches the
+socket misses nothing. One exception: data that came with the handshake waits for the first read.
 """
 
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from brewos_relay.errors import PeerGone
-from brewos_relay.wire.transport import Transport, WriteBatch
+from brewos_relay.wire.transport import READ_BYTES, Transport, WriteBatch
 
 _HANDSHAKE_RECORD: Final = b"\x16"
+_MOST_BYTES_ENCRYPTED: Final = 64 * 1024
+_MOST_BYTES_AHEAD: Final = 4096
 
 
 def begins_like_tls(data: bytes) -> bool:
@@ -24,62 +25,273 @@ def begins_like_tls(data: bytes) -> bool:
     return data[:1] == _HANDSHAKE_RECORD
 
 
-class _TlsStream:
-    """The methods of an SSLSocket that know TLS only.
+class _Buffers:
+    """The buffers between OpenSSL and the sockets, shared by all connections of a Trio run.
 
-    Its `send` and `recv` would be one more call, and continue without TLS after its end.
+    They keep their memory, about as much as the largest read. Each use ends without waiting and leaves them
+    empty. After a failure they may hold bytes of the failed connection; the next use clears them first.
     """
 
-    __slots__ = ("recv", "send")
+    __slots__ = ("incoming", "leftovers", "outgoing")
 
-    def __init__(self, tls: ssl.SSLSocket) -> None:
-        self.send: Callable[[bytes], int] = tls.write
-        self.recv: Callable[[int], bytes] = tls.read
+    def __init__(self) -> None:
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.leftovers = False
+        """Whether the last use has not ended, or has failed."""
+
+    def begin(self) -> None:
+        """Begin a use, with empty buffers."""
+        if self.leftovers:
+            self.incoming.read()
+            self.outgoing.read()
+        self.leftovers = True
+
+
+_run_buffers: Final = trio.lowlevel.RunVar[_Buffers]("brewos_relay.wire.tls")
+
+
+def _buffers_of_run() -> _Buffers:
+    try:
+        return _run_buffers.get()
+    except LookupError:
+        buffers = _Buffers()
+        _run_buffers.set(buffers)
+        return buffers
+
+
+class _TlsStream:
+    """Encrypts data for a non-blocking socket, and decrypts data from it.
+
+    Encrypted bytes that the socket does not take are kept. `send` then requires the same data again until
+    the socket has taken them. The first entry of an outbox never changes, so the data is the same.
+    """
+
+    __slots__ = (
+        "_broken",
+        "_buffers",
+        "_early",
+        "_over",
+        "_shut",
+        "_socket",
+        "_tls",
+        "_unsent",
+        "_unsent_from",
+    )
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._buffers = _buffers_of_run()
+        self._socket = sock
+        self._tls = context.wrap_bio(self._buffers.incoming, self._buffers.outgoing, server_side=True)
+        self._early = b""
+        """Data that came with the handshake."""
+        self._unsent = b""
+        """Encrypted bytes that the socket has not taken yet."""
+        self._unsent_from = 0
+        """The length of the data in these bytes."""
+        self._shut = False
+        """Whether `shut` was called."""
+        self._over = False
+        """Whether nothing can be received any more: the peer sent close_notify, or the stream is broken."""
+        self._broken = False
+
+    @property
+    def can_encrypt(self) -> bool:
+        """Whether `encrypt` may be called: all encrypted bytes were sent, and close_notify was not."""
+        return not self._unsent and not self._shut
+
+    async def shake_hands(self, received: bytes) -> None:
+        """Do the handshake of a server; `received` are its first bytes. Raises OSError if it fails."""
+        while not self._advance(received):
+            await self._send_rest()
+            while (data := self._receive()) is None:
+                await trio.lowlevel.wait_readable(self._socket)
+            if not data:
+                raise ConnectionResetError("the peer left during the handshake")
+            received = data
+        await self._send_rest()
+
+    async def _send_rest(self) -> None:
+        while self._unsent:
+            await trio.lowlevel.wait_writable(self._socket)
+            self._send(self._unsent)
+
+    def _receive(self) -> bytes | None:
+        try:
+            return self._socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+
+    def _advance(self, received: bytes) -> bool:
+        """Continue the handshake, and return whether it is complete."""
+        buffers = self._buffers
+        buffers.begin()
+        buffers.incoming.write(received)
+        try:
+            self._tls.do_handshake()
+            complete = True
+        except ssl.SSLWantReadError:
+            complete = False
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._socket.send(buffers.outgoing.read())  # an alert
+            raise
+        self._send(buffers.outgoing.read())
+        if complete and buffers.incoming.pending:
+            self._early = self._decrypt(len(received))
+        buffers.leftovers = self._over  # with bytes behind the end
+        return complete
+
+    def send(self, data: bytes) -> int:
+        """Encrypt and send data as much as possible; return how many bytes of it were sent completely."""
+        if self._shut:
+            return len(data)
+        done_bytes = 0
+        while done_bytes < len(data):
+            if not self._unsent:
+                self.encrypt(data[done_bytes : done_bytes + _MOST_BYTES_ENCRYPTED])
+            if not self._send(self._unsent):
+                break
+            done_bytes += self._unsent_from
+        return done_bytes
+
+    def encrypt(self, data: bytes) -> None:
+        """Encrypt data for `send`, which then requires data that begins with it."""
+        buffers = self._buffers
+        buffers.begin()
+        self._tls.write(data)
+        self._unsent = buffers.outgoing.read()
+        self._unsent_from = len(data)
+        buffers.leftovers = False
+
+    def _send(self, records: bytes) -> bool:
+        """Send, and keep what the socket does not take. Return whether it took everything."""
+        try:
+            sent_bytes = self._socket.send(records)
+        except BlockingIOError:
+            sent_bytes = 0
+        self._unsent = records[sent_bytes:]
+        return not self._unsent
+
+    def recv(self, most_bytes: int) -> bytes:
+        """Read once, and return the data of all complete records."""
+        if self._early:
+            early, self._early = self._early, b""
+            return early
+        if self._over:
+            return self._nothing()
+        records = self._socket.recv(most_bytes)
+        if not records:
+            return b""
+        buffers = self._buffers
+        buffers.begin()
+        buffers.incoming.write(records)
+        data = self._decrypt(len(records))
+        buffers.leftovers = self._over  # with bytes behind the end
+        return data or self._nothing()
+
+    def _nothing(self) -> bytes:
+        """Tell why nothing was received: by empty bytes for the end, or by an exception."""
+        if self._broken:
+            raise ConnectionAbortedError("the TLS of this connection is broken")
+        if not self._over:
+            raise BlockingIOError
+        return b""
+
+    def _decrypt(self, length: int) -> bytes:
+        """Return the data of the incoming records, which have about this length."""
+        buffers = self._buffers
+        at_most_bytes = length  # more than the data of a record, unless OpenSSL has kept the record's start
+        parts: list[bytes] = []
+        try:
+            while part := self._tls.read(at_most_bytes):
+                parts.append(part)
+                if len(part) == at_most_bytes:
+                    at_most_bytes = READ_BYTES
+                elif not buffers.incoming.pending:
+                    break
+            else:
+                self._over = True  # close_notify
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._over = True  # close_notify, after ours
+        except OSError:
+            self._over = self._broken = True
+        if buffers.outgoing.pending:
+            self._answer()
+        if self._over and parts:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RD)  # a poller reads once more, and gets the end
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _answer(self) -> None:
+        """Send an alert, or new keys. The stream is broken if this has to wait: the peer reads nothing."""
+        records, sent_bytes = self._buffers.outgoing.read(), 0
+        with contextlib.suppress(OSError):
+            if not self._unsent:
+                sent_bytes = self._socket.send(records)
+        if sent_bytes != len(records):
+            self._over = self._broken = True
+
+    def shut(self) -> None:
+        """Send close_notify if that needs no waiting; discard what is sent from here on."""
+        if self._shut:
+            return
+        self._shut = True
+        buffers = self._buffers
+        buffers.begin()
+        with contextlib.suppress(OSError):  # usually because the peer has not sent its close_notify yet
+            self._tls.unwrap()
+            self._over = True
+        with contextlib.suppress(OSError):
+            if not self._unsent:
+                self._socket.send(buffers.outgoing.read())
+                buffers.leftovers = False
 
 
 class TlsTransport(Transport):
-    """A transport over a socket after its TLS handshake; made by `accept_tls`.
+    """A transport over a socket after its TLS handshake; made by `accept_tls`."""
 
-    A change of keys in TLS can make a read wait until it can write, or a write until it can read. A peer that
-    causes this has stopped reading, or has sent half a message. Its stream then counts as broken, since
-    waiting for it would keep the process busy.
-
-    OpenSSL takes a write as a whole or not at all, and requires the same bytes again until it has. The first
-    entry of an outbox never changes, so it gets them.
-    """
-
-    __slots__ = ("_sent_close_notify", "_tls")
+    __slots__ = ("_tls",)
 
     def __init__(
-        self, tls: ssl.SSLSocket, *, outbox_limit_bytes: int, lag_bytes: int, write_batch: WriteBatch
+        self,
+        sock: socket.socket,
+        tls: _TlsStream,
+        *,
+        outbox_limit_bytes: int,
+        lag_bytes: int,
+        write_batch: WriteBatch,
     ) -> None:
         super().__init__(
-            tls, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes, write_batch=write_batch
+            sock, outbox_limit_bytes=outbox_limit_bytes, lag_bytes=lag_bytes, write_batch=write_batch
         )
-        self._tls = tls
-        self._stream = _TlsStream(tls)
-        self._sent_close_notify = False
+        self._stream = self._tls = tls
+        write_batch.encrypts = True
+
+    def encrypt_held(self) -> None:
+        """Encrypt the held write if it is small, so that sending it is only a call of the system."""
+        held = self._held
+        if held is not None and len(held) <= _MOST_BYTES_AHEAD and self._tls.can_encrypt:
+            try:
+                self._tls.encrypt(held)
+            except OSError:
+                self._held = None
+                self._break()
+            except Exception as error:  # including MemoryError: the others go on
+                self.fail(error)
 
     def _break(self) -> None:
         if not self.broken:
             super()._break()
-            # The method of SSLSocket would continue without TLS. This one makes the next read return the end.
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)  # the next read returns the end
 
     def finish_writing(self) -> None:
         """Send close_notify and the end of the stream."""
-        if self._sent_close_notify:
-            return
-        self._sent_close_notify = True
-        stream = self._stream
-        assert isinstance(stream, _TlsStream)
-        with contextlib.suppress(OSError):  # usually because the peer has not sent its close_notify yet
-            self._tls.unwrap()
-            stream.recv = _nothing  # it has, and the socket has no TLS any more
-        stream.send = _take_all
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._tls, socket.SHUT_WR)
+        self._tls.shut()
+        super().finish_writing()
 
     def close(self) -> None:
         """Send close_notify if that needs no waiting, and close the socket."""
@@ -89,41 +301,24 @@ class TlsTransport(Transport):
             super().close()
 
 
-def _nothing(_most_bytes: int) -> bytes:
-    return b""
-
-
-def _take_all(data: bytes) -> int:
-    return len(data)
-
-
-async def accept_tls(transport: Transport, context: ssl.SSLContext) -> TlsTransport:
+async def accept_tls(transport: Transport, context: ssl.SSLContext, received: bytes = b"") -> TlsTransport:
     """Do the TLS handshake of a server. `transport` is closed from here on in every case.
 
-    Raises PeerGone if the handshake fails.
+    `received` was read from the transport before. Raises PeerGone if the handshake fails.
     """
     limits = transport.outbox_limits
-    plain = transport.detach()
-    tls: ssl.SSLSocket | None = None
+    sock = transport.detach()
     try:
-        plain.getpeername()  # without a peer, an SSLSocket would be left half-made
-        tls = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(tls)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(tls)
+        tls = _TlsStream(sock, context)
+        await tls.shake_hands(received)
     except OSError as error:
-        (tls or plain).close()
+        sock.close()
         raise PeerGone(f"no TLS with this peer: {_reason(error)}") from None
     except BaseException:
-        (tls or plain).close()
+        sock.close()
         raise
     return TlsTransport(
-        tls, outbox_limit_bytes=limits[0], lag_bytes=limits[1], write_batch=transport.write_batch
+        sock, tls, outbox_limit_bytes=limits[0], lag_bytes=limits[1], write_batch=transport.write_batch
     )
 
 

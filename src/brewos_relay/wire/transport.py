@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import math
 import socket
-import ssl
 import sys
 import termios
 from collections import deque
@@ -14,24 +13,23 @@ import trio
 
 READ_BYTES: Final = 64 * 1024
 
-# An SSLSocket has exceptions of its own; listing them costs nothing for other sockets. Not listed: a read
-# that has to write first, and a write that has to read first; see `wire.tls`.
-_NOTHING_TO_READ: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
-_NO_ROOM: Final = (BlockingIOError, InterruptedError, ssl.SSLWantWriteError)
+_WOULD_WAIT: Final = (BlockingIOError, InterruptedError)
 
 
 class WriteBatch:
     """Holds the writes of many transports while its block runs, and then does them one after the other.
 
-    So the code of the system for sending stays in the processor's caches. Small writes of one transport
-    become one write.
+    So the code of the system for sending stays in the processor's caches. Writes over TLS are encrypted
+    before, for the same reason. Small writes of one transport become one write.
     """
 
-    __slots__ = ("held", "holding")
+    __slots__ = ("encrypts", "held", "holding")
 
     def __init__(self) -> None:
         self.holding = False
         self.held: list[Transport] = []
+        self.encrypts = False
+        """Whether some of the transports have to encrypt."""
 
     def __enter__(self) -> None:
         self.holding = True
@@ -43,6 +41,9 @@ class WriteBatch:
         """Do the held writes, and hold no more."""
         self.holding = False
         held, self.held = self.held, []
+        if self.encrypts:
+            for transport in held:
+                transport.encrypt_held()
         for transport in held:  # as `Transport._write_now`, without a call for each
             data = transport._held
             if data is None:
@@ -51,7 +52,7 @@ class WriteBatch:
             try:
                 try:
                     sent = transport._stream.send(data)
-                except _NO_ROOM:
+                except _WOULD_WAIT:
                     sent = 0
                 except OSError:
                     transport._break()
@@ -160,7 +161,7 @@ class Transport:
         """Read up to 64 KiB; None if there is nothing to read, empty bytes at the end of the stream."""
         try:
             return self._stream.recv(READ_BYTES)
-        except _NOTHING_TO_READ:
+        except _WOULD_WAIT:
             return None
         except OSError:
             self._break()
@@ -170,7 +171,7 @@ class Transport:
         """Return what `read` would return, and leave it there; only without TLS."""
         try:
             return self._socket.recv(most_bytes, socket.MSG_PEEK)
-        except _NOTHING_TO_READ:
+        except _WOULD_WAIT:
             return None
         except OSError:
             self._break()
@@ -212,7 +213,7 @@ class Transport:
         """Write as much as the system takes; the rest waits in the outbox."""
         try:
             sent = self._stream.send(data)
-        except _NO_ROOM:
+        except _WOULD_WAIT:
             sent = 0
         except OSError:
             self._break()
@@ -227,6 +228,9 @@ class Transport:
         if self.owner is not None:
             self.owner.start_writing()
 
+    def encrypt_held(self) -> None:
+        """Prepare the held write for sending; a plain transport has nothing to do."""
+
     def fail(self, error: Exception) -> None:
         """Drop the held write, and end the stream."""
         self._held = None
@@ -238,7 +242,7 @@ class Transport:
     def _try_send(self, data: bytes) -> int:
         try:
             return self._stream.send(data)
-        except _NO_ROOM:
+        except _WOULD_WAIT:
             return 0
         except OSError:
             self._break()
