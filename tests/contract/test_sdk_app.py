@@ -100,7 +100,8 @@ async def test_nothing_is_delivered_after_the_time_of_a_command(tmp_path: Path) 
     async with serve_here(tmp_path) as server:
         url = f"http://127.0.0.1:{server.address[1]}"
         async with open_app(url, server.token(), ID) as app:
-            outcome = await app.command("tare", timeout_s=0.2)
+            while (outcome := await app.command("tare", timeout_s=0.2)).fate == "not_sent":
+                pass  # a busy computer did not send it in time
             assert outcome.fate in ("expired", "unknown")
             assert outcome.waited
             device = await server.device(ID)
