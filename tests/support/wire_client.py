@@ -138,6 +138,9 @@ class WireClient:
             if receive_buffer_bytes is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
             await sock.connect(address)
+            # While nothing listens, the system may choose the wanted port as that of this end.
+            if sock.getsockname() == sock.getpeername():
+                raise ConnectionRefusedError("the socket is connected with itself")
             stream = trio.SocketStream(sock)
             if tls_context is None:
                 return cls(stream)
