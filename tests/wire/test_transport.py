@@ -185,6 +185,15 @@ async def test_held_writes_are_sent_in_order() -> None:
         assert read_available(far_one) == b""
 
 
+async def test_plain_write_that_is_held_beside_encrypted_ones_is_sent_as_it_is() -> None:
+    with transport_pair() as (transport, far):
+        transport.write_batch = batch = WriteBatch()
+        batch.encrypts = True  # as a transport with TLS sets it
+        with batch:
+            assert transport.write(b"plain")
+        assert read_available(far) == b"plain"
+
+
 @pytest.mark.parametrize("is_watched", [True, False])
 async def test_failing_held_write_affects_no_other(is_watched: bool) -> None:
     owner = RecordingOwner()
