@@ -827,6 +827,17 @@ async def test_a_connection_that_is_old_enough_is_not_held(autojump_clock: trio.
         assert await session.client.read_to_the_end() == []
 
 
+async def test_pause_of_the_process_during_a_hold_costs_no_close_frame(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with open_session(min_age_s=0.3) as session:
+        session.connection.close(4002, "replaced")
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(4)
+        (frame,) = await session.client.read_to_the_end()
+        assert read_close(frame)[0] == 4002
+
+
 async def test_pings_are_answered_while_a_connection_is_held() -> None:
     async with open_session(min_age_s=4.0, close_s=4.0) as session:
         session.connection.close(4002, "replaced")

@@ -339,6 +339,8 @@ class WebSocketConnection(PolledConnection):
                     closing.deadline = trio.current_time() + close_s
                 await self._exchange_close_frames(ending)
         finally:
+            if not self._sent_close_frame and not self._gone:  # the process was paused past all deadlines
+                self._send_close_frame(ending)
             transport.close()
         await trio.lowlevel.checkpoint()
 
@@ -358,19 +360,22 @@ class WebSocketConnection(PolledConnection):
     async def _exchange_close_frames(self, ending: StreamEnd) -> None:
         if self._gone:
             return
-        self._sent_close_frame = True
-        answered = self._stream_ending if self._peer_has_closed else None
-        frame = encode_close(ending.code, ending.reason)
-        if answered is not None:
-            frame = encode_close(answered.code)  # RFC 6455 §5.5.1: the answer echoes the code
-        if not self._transport.write(frame):
-            self._transport.drop_unsent_writes()
-            self._transport.write(frame)
+        answers = self._peer_has_closed
+        self._send_close_frame(ending)
         await self._transport.flush(stall_s=self._limits.close_s)
         if self._stream_ending is not None:
             self._transport.finish_writing()  # the answer is not parsed any more: the peer may close at once
-        if answered is None:
+        if not answers:
             await self._discard_to_the_end()
+
+    def _send_close_frame(self, ending: StreamEnd) -> None:
+        self._sent_close_frame = True
+        frame = encode_close(ending.code, ending.reason)
+        if self._stream_ending is not None and self._stream_ending.by_peer:
+            frame = encode_close(self._stream_ending.code)  # RFC 6455 §5.5.1: the answer echoes the code
+        if not self._transport.write(frame):
+            self._transport.drop_unsent_writes()
+            self._transport.write(frame)
 
     async def _discard_to_the_end(self) -> None:
         """Read and discard until the peer has closed or gone."""
