@@ -464,6 +464,37 @@ async def test_failure_to_encrypt_ends_only_its_connection(
         assert await other_client.read(4) == b"kept"
 
 
+class ShortMemory:
+    """A buffer of OpenSSL while the system has no memory for this many bytes."""
+
+    def __init__(self, buffer: ssl.MemoryBIO, too_many_bytes: int) -> None:
+        self._buffer = buffer
+        self._too_many_bytes = too_many_bytes
+
+    def read(self, most_bytes: int = -1) -> bytes:
+        found = self._buffer.pending if most_bytes < 0 else min(most_bytes, self._buffer.pending)
+        if found >= self._too_many_bytes:
+            raise MemoryError
+        return self._buffer.read(most_bytes)
+
+
+async def test_what_a_failure_has_left_is_cleared_with_little_memory(
+    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tls_pair(server) as (transport, _), tls_pair(server) as (other, other_client):
+        other.write_batch = transport.write_batch
+        transport.owner = owner = RecordingOwner()
+        other.owner = RecordingOwner(may_start=False)
+        buffers = transport._tls._buffers
+        with monkeypatch.context() as patch:
+            patch.setattr(buffers, "outgoing", ShortMemory(buffers.outgoing, 2000))
+            with transport.write_batch:
+                assert transport.write(b"lost" * 1000)
+                assert other.write(b"kept")
+        assert [type(error) for error in owner.failures] == [MemoryError]
+        assert await other_client.read(4) == b"kept"
+
+
 # -- The end ----------------------------------------------------------------------------------------------
 
 
@@ -549,3 +580,16 @@ async def test_closing_in_the_middle_of_a_record_does_not_wait(server: ssl.SSLCo
         fill_outbox(transport)
         transport.close()
         assert transport.outbox_bytes == 0
+
+
+async def test_closing_without_memory_closes_the_socket(
+    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tls_pair(server) as (transport, client):
+        buffers = transport._tls._buffers
+        with monkeypatch.context() as patch:
+            patch.setattr(buffers, "outgoing", ShortMemory(buffers.outgoing, 1))
+            transport.close()
+        assert transport.closed
+        with pytest.raises(EOFError):  # without close_notify
+            await client.read_record()

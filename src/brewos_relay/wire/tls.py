@@ -18,6 +18,7 @@ from brewos_relay.wire.transport import READ_BYTES, Transport, WriteBatch
 _HANDSHAKE_RECORD: Final = b"\x16"
 _MOST_BYTES_ENCRYPTED: Final = 64 * 1024
 _MOST_BYTES_AHEAD: Final = 4096
+_BYTES_CLEARED: Final = 256
 
 
 def begins_like_tls(data: bytes) -> bool:
@@ -41,10 +42,11 @@ class _Buffers:
         """Whether the last use has not ended, or has failed."""
 
     def begin(self) -> None:
-        """Begin a use, with empty buffers."""
+        """Begin a use, with empty buffers. Clearing them takes little memory: there may be no more."""
         if self.leftovers:
-            self.incoming.read()
-            self.outgoing.read()
+            for buffer in (self.incoming, self.outgoing):
+                while buffer.read(_BYTES_CLEARED):
+                    pass
         self.leftovers = True
 
 
@@ -244,7 +246,7 @@ class _TlsStream:
         with contextlib.suppress(OSError):  # usually because the peer has not sent its close_notify yet
             self._tls.unwrap()
             self._over = True
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             if not self._unsent:
                 self._socket.send(buffers.outgoing.read())
                 buffers.leftovers = False
