@@ -39,9 +39,11 @@ LONGEST = (
 def pytest_configure() -> None:
     if problem := check_build(os.environ.get("BREWOS_RELAY_BUILD_TESTS")):
         raise pytest.UsageError(problem)
-    # A shell makes its background jobs ignore Ctrl-C. The programs that tests interrupt would inherit that.
+    # A shell makes its background jobs ignore these. The programs that tests interrupt would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
