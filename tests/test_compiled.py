@@ -260,7 +260,7 @@ def test_no_compiled_function_calls_itself_as_often_as_input_says() -> None:
         and ast.unparse(call.func) == (f"self.{function.name}" if is_method else function.name)
     }
     assert found == {
-        "brewos_relay.core.history._define",  # as deep as a path of the dialect has parts
+        "brewos_relay.core.reader._define",  # as deep as a path of the dialect has parts
         "brewos_relay.wire.transport.write",  # once, without the held data
     }
 

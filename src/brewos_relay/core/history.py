@@ -9,20 +9,14 @@ machine.
 import itertools
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
-import msgspec
-
-from brewos_relay.core.merging import decode
 from brewos_relay.core.rate_limits import TokenBucket
+from brewos_relay.core.reader import Reader
 from brewos_relay.dialect import Dialect, Measure, Sign
 from brewos_relay.messages import Message
 from brewos_relay.raw_fields import MALFORMED
-
-_NO_FIELD: Final = "no_field"
-"""An attribute that is always None."""
 
 _UNKNOWN: Final = -0x8000
 _MOST_STEPS: Final = 0x7FFF
@@ -106,80 +100,19 @@ class _Segment:
         self.size_bytes = size_bytes
 
 
-class Reader:
-    """Reads the values at the ends of some paths of keys, and skips the rest of a message.
-
-    An empty path leads nowhere.
-    """
-
-    def __init__(self, paths: Sequence[Sequence[str]]) -> None:
-        self._paths = paths
-        content_type, attributes = _define([tuple(path) for path in paths if path])
-        self._from_json: Callable[[bytes], object] = msgspec.json.Decoder(content_type).decode
-        self._from_msgpack: Callable[[bytes], object] = msgspec.msgpack.Decoder(content_type).decode
-        names = [attributes.get(tuple(path), _NO_FIELD) for path in paths]
-        # With fewer than two names, it would not return a tuple.
-        self._values_of: Callable[[object], tuple[object, ...]] = attrgetter(*names, _NO_FIELD, _NO_FIELD)
-
-    def read(self, message: Message) -> tuple[object, ...]:
-        """Return the value at the end of each path, and perhaps some more; None where there is none.
-
-        Raises one of `MALFORMED`, also for a message that is no object.
-        """
-        try:
-            content = (self._from_json if message.is_text else self._from_msgpack)(message.payload)
-        except msgspec.ValidationError:
-            # A path leads through a value that is no object, or a key is no text.
-            return self._read_whole(message)
-        return self._values_of(content)
-
-    def _read_whole(self, message: Message) -> tuple[object, ...]:
-        content = decode(message)
-        if not isinstance(content, dict):
-            raise ValueError("the message is no object")
-        return tuple([_find(content, path) if path else None for path in self._paths])
-
-
-def _define(paths: Sequence[tuple[str, ...]]) -> tuple[type[msgspec.Struct], dict[tuple[str, ...], str]]:
-    """Define the type of an object with these paths. Also return the attribute at the end of each.
-
-    Where a path ends at the object of another one, there is no attribute.
-    """
-    fields: list[tuple[str, Any, Any]] = []
-    keys: dict[str, str] = {}
-    attributes: dict[tuple[str, ...], str] = {}
-    for key in dict.fromkeys(path[0] for path in paths):
-        name = f"field_{len(keys)}"
-        keys[name] = key
-        if inner := [path[1:] for path in paths if path[0] == key and len(path) > 1]:
-            inner_type, inner_attributes = _define(inner)
-            fields.append((name, inner_type, inner_type()))
-            attributes |= {(key, *path): f"{name}.{each}" for path, each in inner_attributes.items()}
-        else:
-            fields.append((name, Any, None))
-            attributes[key,] = name
-    namespace = {_NO_FIELD: None}
-    # JSON and MessagePack have no reference cycles, so the garbage collector need not know the objects.
-    content_type = msgspec.defstruct(
-        "Object", fields, namespace=namespace, rename=keys, frozen=True, gc=False
-    )
-    return content_type, attributes
-
-
 class Layout:
     """How rows of numbers are packed, and where the messages of a dialect have them."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.measures = dialect.measures
-        self.signs = dialect.at_work
         self.flat_type = dialect.flat_state
         self.steps = [measure.step for measure in dialect.measures]
         self.sign_values: list[object] = [sign.value for sign in dialect.at_work]
         self.row = struct.Struct(f"<qB{len(self.measures)}h")
         self.row_bytes = self.row.size
         self.nothing = [_UNKNOWN] * len(self.measures)
-        self.rest = [False] * len(self.signs)
-        fields: list[Measure | Sign] = [*self.measures, *self.signs]
+        self.rest = [False] * len(self.sign_values)
+        fields: list[Measure | Sign] = [*dialect.measures, *dialect.at_work]
         self.reader = Reader([field.path for field in fields])
         """Reads the measures and then the signs of a message."""
         self.flat_reader = Reader([(field.flat,) if field.flat else () for field in fields])
@@ -357,18 +290,16 @@ class History:
         except MALFORMED:
             return None
         values, signs = self._values, self._signs
-        number = 0
-        for step in layout.steps:
+        for number, step in enumerate(layout.steps):
             if (value := found[number]) is not None:
                 values[number] = _steps(value, step)
             elif is_whole:
                 values[number] = _UNKNOWN
-            number += 1
-        for at_sign, wanted in enumerate(layout.sign_values):
-            if (value := found[number + at_sign]) is not None:
-                signs[at_sign] = type(value) is type(wanted) and value == wanted
+        for number, wanted in enumerate(layout.sign_values):
+            if (value := found[len(values) + number]) is not None:
+                signs[number] = type(value) is type(wanted) and value == wanted
             elif is_whole:
-                signs[at_sign] = False
+                signs[number] = False
         at_work = True in signs
         run = self._follow(at, at_work=at_work)
         self._add_row(at, _AT_WORK if at_work else 0)
@@ -488,15 +419,6 @@ def _times(segment: _Segment) -> Iterator[float]:
         for each in range(1, count - number + 1):
             yield start + (at - start) * each / (count - number)
         number, before = max(number, count), at
-
-
-def _find(content: Any, path: Sequence[str]) -> Any:
-    """Return the value at the end of a path; None if there is none."""
-    for key in path:
-        if not isinstance(content, dict):
-            return None
-        content = content.get(key)
-    return content
 
 
 def _steps(value: object, step: float) -> int:
