@@ -4,6 +4,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ import trio.testing
 
 from brewos_relay.errors import PeerGone
 from brewos_relay.wire.polling import open_poller
-from brewos_relay.wire.tls import TlsTransport, accept_tls, begins_like_tls
+from brewos_relay.wire.tls import TlsTransport, _TlsStream, accept_tls, begins_like_tls
 from brewos_relay.wire.transport import Transport, WriteBatch
 from support.certificates import server_context, write_certificate
 from support.polled import Calls
@@ -423,6 +424,54 @@ async def test_bytes_behind_the_end_of_one_connection_do_not_reach_another(serve
         assert await read(transport) == b"second"
         assert transport.write(b"answer")
         assert await client.read_record() == b"answer"
+
+
+async def test_bytes_behind_an_end_that_comes_with_the_handshake_do_not_reach_another(
+    server: ssl.SSLContext,
+) -> None:
+    with trio.fail_after(5), tcp_pair() as (near, far):
+        client = TlsClient(far)
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                with pytest.raises(ssl.SSLWantReadError):
+                    client.tls.do_handshake()
+                await client.send_pending()
+                await client.read_socket()
+                client.tls.do_handshake()
+                with pytest.raises(ssl.SSLWantReadError):
+                    client.tls.unwrap()
+                await client.send_raw(client.outgoing.read() + b"behind the end")
+
+            nursery.start_soon(leave)
+            transport = await accept_tls(Transport(near, outbox_limit_bytes=LIMIT), server)
+        async with tls_pair(server) as (other, other_client):
+            await other_client.send(b"first")
+            assert await read(other) == b"first"
+        assert await read(transport) == b""
+        transport.close()
+
+
+@pytest.mark.interpreted(reason="it replaces methods of compiled classes")
+async def test_writes_of_a_pass_are_encrypted_before_the_first_is_sent(
+    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("encrypt", "send"):
+        method = getattr(_TlsStream, name)
+
+        def note(stream: _TlsStream, data: bytes, name: str = name, method: Any = method) -> Any:
+            done.append(name)
+            return method(stream, data)
+
+        monkeypatch.setattr(_TlsStream, name, note)
+    async with tls_pair(server) as (one, one_client), tls_pair(server) as (two, two_client):
+        two.write_batch = one.write_batch
+        with one.write_batch:
+            assert one.write(b"one")
+            assert two.write(b"two")
+        assert done == ["encrypt", "encrypt", "send", "send"]
+        assert (await one_client.read(3), await two_client.read(3)) == (b"one", b"two")
 
 
 async def test_alert_that_cannot_be_sent_is_dropped(server: ssl.SSLContext, version: ssl.TLSVersion) -> None:

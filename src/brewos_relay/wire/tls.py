@@ -17,7 +17,9 @@ from brewos_relay.wire.transport import READ_BYTES, Transport, WriteBatch
 
 _HANDSHAKE_RECORD: Final = b"\x16"
 _MOST_BYTES_ENCRYPTED: Final = 64 * 1024
+"""How much of a write is encrypted at a time."""
 _MOST_BYTES_AHEAD: Final = 4096
+"""Larger writes are encrypted when they are sent, so that those of a pass take little memory."""
 _BYTES_CLEARED: Final = 256
 
 
@@ -141,7 +143,7 @@ class _TlsStream:
         self._send(buffers.outgoing.read())
         if complete and buffers.incoming.pending:
             self._early = self._decrypt(len(received))
-        buffers.leftovers = self._over  # with bytes behind the end
+        buffers.leftovers = buffers.incoming.pending > 0  # bytes behind the end
         return complete
 
     def send(self, data: bytes) -> int:
@@ -189,7 +191,7 @@ class _TlsStream:
         buffers.begin()
         buffers.incoming.write(records)
         data = self._decrypt(len(records))
-        buffers.leftovers = self._over  # with bytes behind the end
+        buffers.leftovers = buffers.incoming.pending > 0  # bytes behind the end
         return data or self._nothing()
 
     def _nothing(self) -> bytes:
