@@ -314,6 +314,7 @@ async def test_a_refusal_arrives_although_the_request_was_not_read() -> None:
         await incoming.refuse(Refusal(400, "no"), within_s=5)
 
 
+@pytest.mark.parametrize("needs_tls", [False, True])
 @pytest.mark.parametrize(
     ("sent", "has_body"),
     [
@@ -325,12 +326,17 @@ async def test_a_refusal_arrives_although_the_request_was_not_read() -> None:
     ],
 )
 async def test_the_refusal_of_a_head_has_no_body(
-    sent: bytes, has_body: bool, autojump_clock: trio.testing.MockClock
+    sent: bytes,
+    has_body: bool,
+    needs_tls: bool,
+    context: ssl.SSLContext,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
+    port_policy = PortPolicy(tls_context=lambda: context) if needs_tls else PortPolicy()
     async with arriving() as (incoming, far):
         far.send(sent)
         with pytest.raises(Refusal) as caught:
-            await incoming.receive_head(port_policy=PortPolicy(), limits=LIMITS)
+            await incoming.receive_head(port_policy=port_policy, limits=LIMITS)
         await incoming.refuse(caught.value, within_s=1)
         head, _, body = far.recv(10_000).partition(b"\r\n\r\n")
     assert f"HTTP/1.1 {caught.value.status} ".encode() in head

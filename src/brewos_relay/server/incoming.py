@@ -193,7 +193,7 @@ class IncomingConnection:
             if behind_proxy:
                 self._apply(await self._read_proxy_header())
             if port_policy.tls_context is not None:
-                received = await self._read_some()
+                received = await self._wait_for(self.transport.read)
                 if not begins_like_tls(received):
                     self._received = received
                     raise Refusal(400, _NOT_TLS)
@@ -251,17 +251,9 @@ class IncomingConnection:
             raise PeerGone("the peer closed in the middle of its request")
         return None
 
-    async def _read_some(self) -> bytes:
-        """Wait for data and return it. Raises PeerGone."""
-        while (data := self.transport.read()) is None:
-            await self.transport.wait_readable()
-        if not data:
-            raise PeerGone("the peer closed before it sent anything")
-        return data
-
-    async def _peek(self, most_bytes: int) -> bytes:
-        """Wait for data and return it without consuming it. Raises PeerGone."""
-        while (data := self.transport.peek(most_bytes)) is None:
+    async def _wait_for(self, read: Callable[[], bytes | None]) -> bytes:
+        """Wait until a function that reads from the transport returns data. Raises PeerGone."""
+        while (data := read()) is None:
             await self.transport.wait_readable()
         if not data:
             raise PeerGone("the peer closed before it sent anything")
@@ -271,7 +263,7 @@ class IncomingConnection:
         """Read a PROXY header and not one byte more, since a TLS handshake may follow. Raises Refusal."""
         received = b""
         while True:
-            seen = await self._peek(MOST_HEADER_BYTES)
+            seen = await self._wait_for(partial(self.transport.peek, MOST_HEADER_BYTES))
             try:
                 found = parse_proxy_header(received + seen)
             except ProxyProtocolError as problem:
