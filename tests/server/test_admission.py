@@ -294,6 +294,22 @@ async def test_a_device_that_the_relay_does_not_know_brings_its_last_state() -> 
     assert (entry.known_state, store.states_asked) == (None, 1)
 
 
+async def test_state_that_comes_too_late_is_left_out(autojump_clock: trio.testing.MockClock) -> None:
+    class LateStore(FakeStore):
+        async def find_device(self, device_id: str) -> Device | None:
+            await trio.sleep(Limits().admission_s - 0.1)
+            return self.device
+
+        async def find_state(self, device_id: str) -> StoredState | None:
+            await trio.sleep(60)
+            return None
+
+    began_at = trio.current_time()
+    entry = await admission(store=LateStore()).check(device_request())
+    assert entry == DeviceEntry(DEVICE_ID, hash_secret(KEY), "192.0.2.7")
+    assert trio.current_time() - began_at == pytest.approx(Limits().admission_s)
+
+
 @pytest.mark.parametrize(("device_id", "key"), [(DEVICE_ID, "x" * 43), ("BRW-00000000", KEY)])
 async def test_a_device_without_its_key_is_refused_after_the_same_lookup(device_id: str, key: str) -> None:
     store = FakeStore(next_keys=[NEXT_KEY])

@@ -1,7 +1,6 @@
 """Write what happens on the live relay to the registry: activity, presence, and states of devices."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -93,9 +92,9 @@ class StateKeeper:
 
 
 async def known_state(
-    asked: Answer[str, StoredState], device_id: str, *, within_s: float, deadline: float = math.inf
+    asked: Answer[str, StoredState], device_id: str, *, within_s: float
 ) -> KnownState | None:
-    """Wait for the stored state of a connecting device, for `within_s` and until `deadline` (trio time).
+    """Wait for the stored state of a connecting device.
 
     Return None if there is none, or the registry fails or is slow.
     """
@@ -104,7 +103,7 @@ async def known_state(
             found = await asked.wait()
         else:
             found = None
-            with trio.move_on_at(min(trio.current_time() + min(within_s, FIND_S), deadline)):
+            with trio.move_on_after(min(within_s, FIND_S)):
                 found = await asked.wait()
     except RegistryError as problem:
         log.warning("cannot read the state of device %s: %s", device_id, problem)
