@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def test_all_devices_are_sorted_and_filtered_not_only_those_of_a_page(
     assert found == ids
 
 
+def plan_of(db: Any, list_page: Callable[[], object]) -> list[str]:
+    """Run a function, and return how SQLite answers its first query."""
+    asked: list[tuple[str, Any]] = []
+    event.listen(db, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
+    list_page()
+    statement, values = asked[0]
+    return [row[-1] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+
+@pytest.mark.parametrize("wanted", [{"find": "ada"}, {"only": "administrators"}])
+def test_few_accounts_are_found_without_the_index_of_all(tmp_path: Path, wanted: dict[str, Any]) -> None:
+    with Database.open(f"sqlite:///{tmp_path / 'registry.db'}") as opened, opened.reading() as db:
+        plan = plan_of(db, lambda: some_users(db, limit=2))
+        assert any("USING INDEX" in each for each in plan), plan
+        plan = plan_of(db, lambda: some_users(db, **wanted, limit=2))
+        assert not any("USING INDEX" in each for each in plan), plan
+
+
 @pytest.mark.parametrize(
     ("wanted", "step"),
     [
@@ -83,12 +102,8 @@ def test_all_devices_are_sorted_and_filtered_not_only_those_of_a_page(
 def test_owners_of_all_devices_are_not_read_to_filter_by_them(
     tmp_path: Path, wanted: dict[str, Any], step: str
 ) -> None:
-    asked: list[tuple[str, Any]] = []
     with Database.open(f"sqlite:///{tmp_path / 'registry.db'}") as opened, opened.reading() as db:
-        event.listen(db, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
-        list_device_overviews(db, **wanted, limit=2)
-        statement, values = asked[0]
-        plan = [row[-1] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+        plan = plan_of(db, lambda: list_device_overviews(db, **wanted, limit=2))
     assert any(step in each for each in plan), plan
 
 
